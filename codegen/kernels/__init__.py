@@ -1,0 +1,1 @@
+"""Emitters: the TIR of one operation each."""

@@ -1,0 +1,92 @@
+"""Matrix times a few to many rows, weights in BF16 or float32: the kernels that read memory at its speed.
+
+Weights lie in blocks of 16 output channels, input channels (pairs of them for BF16) outside, the block's 16 lanes
+inside, so one block streams from memory in order. Every output is one chain of fused multiply-adds over the input
+channels in order: its bits do not depend on how many rows are computed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.tiling import row_tiles, tasks
+from specqd.codegen.tir import I, f32, load, local, splat, store
+
+__all__ = ["BLOCK", "dense"]
+
+#: output channels in a block
+BLOCK = 16
+
+#: finish(row, first channel of the block, accumulators, their offset): writes one row of one block
+Finish = Callable[[Any, Any, Any, int], None]
+
+
+def dense(
+    isa: ISA, rows: int, n: int, k: int, x: Any, weight: Any, offset: Any, kind: str, finish: Finish, phase: Any, space: Any
+) -> None:
+    """Emit one phase computing `x [rows, k] @ weight.T [k, n]`.
+
+    `kind` is "bf16" (weight int32 `[n/16, k/2, 16]`) or "f32" (float32 `[n/16, k, 16]`), `offset` its first
+    element; x is float32, or int32 BF16 pairs when `isa.pairs` and kind is "bf16". `k` is even for "bf16".
+    """
+    steps = k // 2 if kind == "bf16" else k
+    blocks = -(-n // BLOCK)
+    vectors = BLOCK // isa.lanes
+    limit = max(1, isa.accumulators // vectors)
+
+    def task(first: Any, width: int) -> None:
+        for tile, repeat in row_tiles(rows, max(1, limit // width)):
+            with I.serial(0, repeat) as t:
+                space.bound(t, repeat)
+                base = space.simplify(tile[0] + t * tile[1])
+                _tile(isa, kind, steps, first, width, base, tile[1], x, weight, offset, finish)
+
+    with phase():
+        for start, count, width in tasks(blocks, rows, limit):
+            with I.parallel(0, count) as b:
+                task(start + b * width, width)
+
+
+def _tile(
+    isa: ISA,
+    kind: str,
+    steps: int,
+    first: Any,
+    width: int,
+    base: Any,
+    rows: int,
+    x: Any,
+    weight: Any,
+    offset: Any,
+    finish: Finish,
+) -> None:
+    lanes, vectors = isa.lanes, BLOCK // isa.lanes
+    acc = local(rows * width * BLOCK, "float32")
+    for i in range(rows * width * vectors):
+        store(acc, i * lanes, splat(f32(0.0), lanes), lanes)
+    with I.serial(0, steps) as s:
+        inputs = [_inputs(isa, kind, x, (base + m) * steps + s) for m in range(rows)]
+        for j in range(width):
+            for v in range(vectors):
+                at = offset + ((first + j) * steps + s) * BLOCK + v * lanes
+                w = load(weight, at, lanes)
+                w = isa.bf16_prepare(w) if kind == "bf16" else I.bind(w)
+                for m in range(rows):
+                    i = (m * width + j) * BLOCK + v * lanes
+                    old = load(acc, i, lanes)
+                    if kind == "bf16":
+                        new = isa.bf16_dot(old, w, inputs[m])
+                    else:
+                        new = isa.fma(w, splat(inputs[m], lanes), old)
+                    store(acc, i, new, lanes)
+    for m in range(rows):
+        for j in range(width):
+            finish(base + m, (first + j) * BLOCK, acc, (m * width + j) * BLOCK)
+
+
+def _inputs(isa: ISA, kind: str, x: Any, at: Any) -> Any:
+    if kind == "f32" or isa.pairs:
+        return x[at]
+    return x[at * 2], x[at * 2 + 1]

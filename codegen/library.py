@@ -1,0 +1,125 @@
+"""Build: every function of a program, compiled into one shared library with its packed weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from specqd.codegen.isa import ISA
+from specqd.codegen.pack import Packed, pack
+from specqd.errors import CodegenError
+from specqd.manifest import Arg, Compiled, Function
+from specqd.program import Program
+from specqd.reference import propagate
+
+__all__ = ["Weights", "build"]
+
+#: rows of a pass: single steps and verification, then pieces of a prompt
+VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+PREFILL_ROWS = (32, 64, 128)
+DRAFT_ROWS = (1, 2)
+
+Progress = Callable[[str, int, int], None]
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Packed arrays by name, laid out when asked for, so that only one is in memory at a time."""
+
+    def __init__(self, packed: Mapping[str, Packed], stored: Mapping[str, Tensor]) -> None:
+        """Remember what to pack and from where."""
+        self._packed, self._stored = dict(packed), stored
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Pack one array."""
+        return pack(self._packed[name], self._stored)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        """Count the arrays."""
+        return len(self._packed)
+
+
+def _plan(program: Program) -> Iterator[tuple[str, int, bool]]:
+    for name in program.chain:
+        target = name == program.chain[0]
+        for rows in VERIFY_ROWS if target else DRAFT_ROWS:
+            yield name, rows, False
+        for rows in PREFILL_ROWS if target else ():
+            yield name, rows, True
+
+
+def build(program: Program, isa: ISA, progress: Progress | None = None, cache: Path | None = None) -> Compiled:
+    """Compile every entry of the chain for `isa`.
+
+    `progress(what, done, of)` is told of each step; with `cache`, a library compiled before from the same functions
+    is taken from that folder. Raises CodegenError for a graph that cannot be compiled.
+    """
+    from specqd.codegen.lower.function import lower
+    from specqd.codegen.lower.last_row import last_row
+
+    plan = list(_plan(program))
+    tell = progress or (lambda what, done, of: None)
+    primitives: dict[str, Any] = {}
+    functions: list[Function] = []
+    packed: dict[str, Packed] = {}
+    for i, (name, rows, last_only) in enumerate(plan):
+        tell(f"lowering {name} for {rows} rows", i, len(plan) + 1)
+        symbol = f"{name}_{rows}"
+        entry = program.entry(name)
+        if last_only:
+            propagate(program, entry, rows)
+            entry = last_row(entry)
+        propagate(program, entry, rows)
+        primitives[symbol], parameters = lower(program, entry, isa, rows, symbol)
+        args = tuple(Arg(name=p.name, kind=p.kind, dtype=p.dtype, shape=p.shape, gathered=p.gathered) for p in parameters)
+        functions.append(Function(entry=name, rows=rows, last_only=last_only, symbol=symbol, args=args))
+        packed.update({p.name: p.packed for p in parameters if p.packed is not None})
+    tell("compiling", len(plan), len(plan) + 1)
+    library, triple = _library(primitives, isa, cache)
+    tell("compiled", len(plan) + 1, len(plan) + 1)
+    weights = Weights(packed, program.weights)
+    return Compiled(library, weights, tuple(functions), isa.name, tuple(isa.features), triple)
+
+
+def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[bytes, str]:
+    import tvm
+
+    from specqd.codegen.kernels.stream import stream_read
+
+    module = tvm.IRModule({**primitives, "stream_read": stream_read(isa)})
+    target = tvm.target.Target(isa.target())
+    triple = f"{platform.machine()}-unknown-{platform.system().lower()}-gnu"
+    text = module.script() + str(isa.target()) + tvm.__version__
+    key = hashlib.sha256(text.encode()).hexdigest()
+    stored = cache / f"{key}.so" if cache else None
+    if stored is not None and stored.is_file():
+        return stored.read_bytes(), triple
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lib.so"
+        try:
+            tvm.compile(module, target=target).export_library(str(path))
+        except Exception as error:
+            raise CodegenError(f"TVM could not compile the program for {isa.name}: {_first_line(error)}") from error
+        library = path.read_bytes()
+    if stored is not None:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        partial = stored.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(library)
+        partial.replace(stored)
+    return library, triple
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

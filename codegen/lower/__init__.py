@@ -1,0 +1,1 @@
+"""From a graph to one TIR function: values, phases, layer loops."""

@@ -1,0 +1,107 @@
+"""Attention over a cache: one phase that writes queries, keys and values where they belong, one that attends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from specqd.codegen.kernels.activations import bf16_bits
+from specqd.codegen.kernels.attention import POSITIONS, Attention, attention
+from specqd.codegen.lower.values import Value, of_buffer
+from specqd.codegen.tir import I, f32, i32, local, tirx
+from specqd.errors import CodegenError
+
+__all__ = ["cache_sizes", "cached_attention"]
+
+
+def cache_sizes(layers: int, kv_heads: int, capacity: int, key_dim: int, value_dim: int) -> tuple[int, int]:
+    """Elements of the compiled cache buffers: int32 pairs of keys, int16 values (both BF16 bits)."""
+    slots = -(-capacity // POSITIONS) * POSITIONS
+    return layers * kv_heads * slots * -(-key_dim // 2), layers * kv_heads * slots * value_dim
+
+
+def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
+    """Lower `specqd::cached_attention`; see specqd/ops.py for its meaning and kernels/attention.py for the layout."""
+    q, k, v = (f.argument(x) for x in node.args[:3])
+    name = f.env[node.args[3]].removesuffix("_k")
+    cache = f.program.caches[name]
+    if cache.dtype != "bfloat16":
+        raise CodegenError(f"cache {name} is {cache.dtype}; compiled code keeps its cache in bfloat16")
+    scale, layer, window, softcap, sinks = node.args[6:11]
+    shape = Attention(
+        f.step.rows, q.shape[1], k.shape[1], q.shape[3], v.shape[3], cache.capacity, scale, window, softcap
+    )
+    first, stride = f.layers.get(node, (int(layer), 0))
+    where = i32(first) if f.step.iteration is None else f.step.iteration * stride + first
+    sizes = cache_sizes(cache.layers, cache.kv_heads, cache.capacity, cache.key_dim, cache.value_dim)
+    keys = f.step.parameter(f"{name}_k", "cache", "int32", (sizes[0],))
+    values = f.step.parameter(f"{name}_v", "cache", "int16", (sizes[1],))
+    start = f.start[1]
+    queries = f.step.scratch(shape.rows * shape.heads * shape.pairs * 2, "float32")
+    with f.step.phase():
+        _write_queries(f, shape, q, queries)
+        _write_keys(f, shape, k, keys, where, start)
+        _write_values(f, shape, v, values, where, start)
+    out = f.step.scratch(shape.rows * shape.heads * shape.value_dim, "float32")
+    sink = f.argument(sinks) if sinks is not None else None
+    attention(
+        f.isa,
+        shape,
+        queries,
+        (keys, values),
+        where,
+        start[0],
+        None if sink is None else lambda head: sink.at([head]),
+        out,
+        f.step.phase,
+    )
+    return of_buffer(f.space, out, (1, shape.rows, shape.heads, shape.value_dim), "float32")
+
+
+def _fill(f: Any, value: Value, head: Any, row: Any, size: int, store: Any) -> None:
+    """Compute the channels of one head of one row, form by form; `store(channel, expression)` keeps them."""
+    marks = sorted({0, size, *(b for b in value.breaks if 0 < b < size)})
+    for low, high in zip(marks[:-1], marks[1:], strict=True):
+        f.step.over(
+            i32(low), high - low, value.vectorises, lambda d: store(d, value.at([i32(0), head, row, d]))
+        )
+
+
+def _write_queries(f: Any, a: Attention, q: Value, out: Any) -> None:
+    with f.step.parallel(a.rows * a.heads) as u:
+        row, head = f.space.simplify(u // a.heads), f.space.simplify(u % a.heads)
+        _fill(f, q, head, row, a.key_dim, lambda d, x: I.buffer_store(out, x, [u * (2 * a.pairs) + d]))
+        if a.key_dim % 2:
+            I.buffer_store(out, f32(0.0), [u * (2 * a.pairs) + a.key_dim])
+
+
+def _write_keys(f: Any, a: Attention, k: Value, keys: Any, layer: Any, start: Any) -> None:
+    blocks = -(-a.capacity // POSITIONS)
+    with f.step.parallel(a.rows * a.kv_heads) as u:
+        row, head = f.space.simplify(u // a.kv_heads), f.space.simplify(u % a.kv_heads)
+        line = local(2 * a.pairs, "float32")
+        if a.key_dim % 2:
+            I.buffer_store(line, f32(0.0), [a.key_dim])
+        _fill(f, k, head, row, a.key_dim, lambda d, x: I.buffer_store(line, x, [d]))
+        slot = I.bind(start[0] + row)
+        base = I.bind(((layer * a.kv_heads + head) * blocks + slot // POSITIONS) * (a.pairs * POSITIONS))
+        with I.serial(0, a.pairs) as d:
+            high = tirx.shift_left(bf16_bits(line[d * 2 + 1]), i32(16))
+            word = tirx.bitwise_or(bf16_bits(line[d * 2]), high)
+            I.buffer_store(keys, word, [base + d * POSITIONS + slot % POSITIONS])
+
+
+def _write_values(f: Any, a: Attention, v: Value, values: Any, layer: Any, start: Any) -> None:
+    slots = -(-a.capacity // POSITIONS) * POSITIONS
+    with f.step.parallel(a.rows * a.kv_heads) as u:
+        row, head = f.space.simplify(u // a.kv_heads), f.space.simplify(u % a.kv_heads)
+        base = I.bind(((layer * a.kv_heads + head) * slots + start[0] + row) * a.value_dim)
+        _fill(
+            f,
+            v,
+            head,
+            row,
+            a.value_dim,
+            lambda d, x: I.buffer_store(values, tirx.Cast("int16", bf16_bits(x)), [base + d]),
+        )

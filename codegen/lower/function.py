@@ -1,0 +1,251 @@
+"""Lower one entry, for a fixed number of rows, to one TIR function of one parallel launch."""
+
+from __future__ import annotations
+
+import operator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import fx
+from tvm.script.ir_builder import IRBuilder
+
+from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.argmax import argmax
+from specqd.codegen.lower.layers import LAYER_ARGUMENT, Loop, find_loop
+from specqd.codegen.lower.operators import OPERATORS
+from specqd.codegen.lower.pointwise import ELEMENTWISE, SCALAR_ONLY, combine
+from specqd.codegen.lower.step import Parameter, Step
+from specqd.codegen.lower.values import Value, constant, of_buffer
+from specqd.codegen.lower.viewing import VIEWS
+from specqd.codegen.pack import Packed
+from specqd.codegen.tir import I, tirx
+from specqd.errors import CodegenError
+from specqd.program import Entry, Program
+
+__all__ = ["Function", "lower"]
+
+_DTYPES = {torch.float32: "float32", torch.int64: "int32", torch.int32: "int32", torch.bool: "bool"}
+_MATRIX = ("aten.linear", "specqd.linear_mxfp4", "specqd.linear_int8")
+
+
+def lower(program: Program, entry: Entry, isa: ISA, rows: int, symbol: str) -> tuple[Any, list[Parameter]]:
+    """Return the PrimFunc `symbol` and its parameters in order; the graph's shapes must be propagated for `rows`.
+
+    Raises CodegenError naming the first construct that cannot be compiled, with its place in the model.
+    """
+    function = Function(program, entry, isa, rows)
+    with IRBuilder() as builder, _prelude(isa), I.attr(0, "pragma_parallel_launch_point", 1):
+        function.emit()
+    parameters = list(function.step.parameters.values())
+    body = builder.get()
+    prim = tirx.PrimFunc([p.buffer for p in parameters], body)
+    return prim.with_attr({"global_symbol": symbol, "tirx.noalias": True}), parameters
+
+
+def _prelude(isa: ISA) -> Any:
+    return I.attr(0, "pragma_import_llvm", isa.prelude) if isa.prelude else nullcontext()
+
+
+class Function:
+    """The walk over a graph: which nodes become phases, which stay expressions."""
+
+    def __init__(self, program: Program, entry: Entry, isa: ISA, rows: int) -> None:
+        """Prepare to lower `entry` for `rows` tokens."""
+        self.program, self.entry, self.isa = program, entry, isa
+        self.step = Step(isa, rows)
+        self.space = self.step.space
+        self.env: dict[fx.Node, Any] = {}
+        self.start = self.step.parameter("tokens", "tokens", "int32", (rows,)), self.step.parameter(
+            "start", "start", "int32", (1,)
+        )
+        self.stacks: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self.into: dict[fx.Node, Any] = {}
+        self.layers: dict[fx.Node, tuple[int, int]] = {}
+
+    # -- the walk -----------------------------------------------------------------------------------------------
+
+    def emit(self) -> None:
+        """Emit the whole function: code before the layers, their loop, code after, the greedy choice."""
+        for n in self.entry.graph.nodes:
+            if n.op == "get_attr":
+                n.meta["stored"] = str(self.program.weights[str(n.target)].dtype)
+        self._placeholders()
+        nodes = [n for n in self.entry.graph.nodes if n.op == "call_function"]
+        loop = find_loop(nodes)
+        if loop is None:
+            self._run(nodes)
+        else:
+            first, last = nodes.index(loop.bodies[0][0]), nodes.index(loop.bodies[-1][-1])
+            self._run(nodes[:first])
+            self._loop(loop)
+            self._run(nodes[last + 1 :])
+        self._finish()
+
+    def _placeholders(self) -> None:
+        tokens, start = self.start
+        for n in self.entry.graph.nodes:
+            if n.op != "placeholder":
+                continue
+            shape = tuple(n.meta["val"].shape)
+            if n.target == "tokens":
+                self.env[n] = Value(shape, "int32", lambda i: tokens[i[1]], vectorises=False)
+            elif n.target == "positions":
+                self.env[n] = Value(shape, "int32", lambda i: start[0] + i[1])
+            else:
+                self.env[n] = str(n.target)
+
+    def _run(self, nodes: list[fx.Node]) -> None:
+        done: set[fx.Node] = set()
+        for n in nodes:
+            if n in done or n in self.env:
+                continue
+            chain = self._epilogue(n, set(nodes)) if self.is_matrix(n) else []
+            value = self.lower_node(n, chain)
+            done.update(chain)
+            self.env[chain[-1] if chain else n] = self._settle(chain[-1] if chain else n, value)
+
+    def _loop(self, loop: Loop) -> None:
+        template = loop.bodies[0]
+        for column in zip(*loop.bodies, strict=True):
+            for sources in zip(*(n.all_input_nodes for n in column), strict=True):
+                if sources[0].op == "get_attr":
+                    self.stacks[sources[0]] = sources
+            if "cached_attention" in str(column[0].target):
+                self.layers[column[0]] = _progression([int(n.args[LAYER_ARGUMENT]) for n in column])
+        outer = dict(self.env)
+        results: dict[fx.Node, Value] = {}
+        offset = {n: i for i, n in enumerate(loop.bodies[-1])}
+        for before, last in loop.carried:
+            value = self.env[before]
+            held = self.step.materialise(value, self.step.scratch(value.size, value.dtype))
+            self.env[before] = held
+            inner = template[offset[last]]
+            self.into[inner] = held.buffer
+            results[last] = held
+        with I.serial(0, len(loop.bodies)) as layer:
+            self.step.iteration = self.space.bound(layer, len(loop.bodies))
+            self._run(list(template))
+        self.step.iteration = None
+        self.env = {**outer, **results}
+
+    def _settle(self, node: fx.Node, value: Any) -> Any:
+        """Decide whether a value is computed now (several readers, or a fixed destination) or where it is read."""
+        if not isinstance(value, Value):
+            return value
+        if node in self.into:
+            destination = self.into[node]
+            return value if value.buffer is destination else self.step.materialise(value, destination)
+        if value.buffer is not None or node.target in VIEWS or value.dtype != "float32":
+            return value
+        readers = _readers(node)
+        if len(readers) > 1 and not all(self.is_matrix(r) for r in readers):
+            return self.step.materialise(value)
+        return value
+
+    def _epilogue(self, node: fx.Node, region: set[fx.Node]) -> list[fx.Node]:
+        """Elementwise nodes that can be applied to a matrix product while it is in registers."""
+        chain = [node]
+        shape = tuple(node.meta["val"].shape)
+        while len(chain[-1].users) == 1 and chain[-1] not in self.into:
+            user = next(iter(chain[-1].users))
+            others = [a for a in user.all_input_nodes if a is not chain[-1] and a.op != "get_attr"]
+            fits = user.target in ELEMENTWISE and user.target not in SCALAR_ONLY and user in region
+            if not fits or tuple(user.meta["val"].shape) != shape or any(a not in self.env for a in others):
+                break
+            chain.append(user)
+        return chain
+
+    def is_matrix(self, node: fx.Node) -> bool:
+        """Say whether a node is a product with a weight matrix."""
+        return str(node.target).startswith(_MATRIX) or str(node.target).rsplit(".", 1)[0] in _MATRIX
+
+    # -- nodes --------------------------------------------------------------------------------------------------
+
+    def lower_node(self, node: fx.Node, chain: list[fx.Node]) -> Any:
+        """Lower one node (a matrix product together with its epilogue) to a value, or to what its meta holds."""
+        if not _is_tensor(node) and not isinstance(node.meta["val"], list | tuple):
+            return node.meta["val"]
+        try:
+            if node.target is operator.getitem:
+                return self.argument(node.args[0])[node.args[1]]
+            if node.target in VIEWS:
+                return VIEWS[node.target](self, node)
+            if node.target in ELEMENTWISE:
+                return self.elementwise(node)
+            if node.target in OPERATORS:
+                return OPERATORS[node.target](self, node, chain)
+        except CodegenError as error:
+            raise CodegenError(f"{error}{self._place(node)}") from None
+        raise CodegenError(
+            f"codegen has no kernel for {node.target} yet{self._place(node)}; "
+            "run `specqd explain` to see every operator that cannot be compiled"
+        )
+
+    def elementwise(self, node: fx.Node) -> Value:
+        """Combine the operands of an elementwise node into an expression."""
+        operands = [self.argument(a) for a in node.args]
+        value = node.meta["val"]
+        options = {k: v for k, v in node.kwargs.items() if k != "memory_format"}
+        return combine(ELEMENTWISE[node.target], operands, options, tuple(value.shape), _DTYPES[value.dtype])
+
+    def argument(self, a: Any) -> Any:
+        """Resolve an argument: a value for a node, recursively for lists, itself otherwise."""
+        if isinstance(a, fx.Node):
+            if a.op == "get_attr":
+                return self.small_weight(a)
+            return self.env[a]
+        if isinstance(a, list | tuple):
+            return [self.argument(x) for x in a]
+        return a
+
+    def sources(self, node: fx.Node) -> tuple[str, ...]:
+        """Names of the weights a get_attr node stands for, one a layer inside a layer loop."""
+        return tuple(str(n.target) for n in self.stacks.get(node, (node,))) if self.step.iteration is not None else (
+            str(node.target),
+        )
+
+    def small_weight(self, node: fx.Node) -> Value:
+        """Read a weight as a float32 (or int32) tensor, element by element."""
+        stored = self.program.weights[str(node.target)]
+        form, dtype = ("flat", "float32") if stored.is_floating_point() else ("ints", "int32")
+        if stored.numel() == 1 and self.step.iteration is None:
+            return constant(stored.item(), dtype, stored.shape)
+        buffer, offset = self.step.weight(Packed(self.sources(node), form, dtype, stored.numel()))
+        return of_buffer(self.space, buffer, tuple(stored.shape), dtype, offset)
+
+    def _place(self, node: fx.Node) -> str:
+        stack = node.meta.get("nn_module_stack")
+        place = list(stack.values())[-1][0] if stack else ""
+        return f" (node {node.name}{', in ' + str(place) if place else ''})" if "(node " not in str(place) else ""
+
+    def _finish(self) -> None:
+        output = next(n for n in self.entry.graph.nodes if n.op == "output").args[0]
+        value = self.env[output if isinstance(output, fx.Node) else output[0]]
+        rows, vocab = value.size // value.shape[-1], value.shape[-1]
+        logits = self.step.parameter("logits", "logits", "float32", (rows * vocab,))
+        if value.buffer is not logits:
+            self.step.materialise(value, logits)
+        chosen = self.step.parameter("next", "next", "int32", (rows,))
+        best, where = self.step.scratch(rows * 16, "float32"), self.step.scratch(rows * 16, "int32")
+        argmax(self.isa, rows, vocab, logits, chosen, best, where, self.step.phase)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta["val"], torch.Tensor)
+
+
+def _progression(layers: list[int]) -> tuple[int, int]:
+    step = layers[1] - layers[0]
+    if any(b - a != step for a, b in zip(layers[:-1], layers[1:], strict=True)):
+        raise CodegenError(f"cache layers {layers} of one layer loop are not evenly spaced")
+    return layers[0], step
+
+
+def _readers(node: fx.Node) -> set[fx.Node]:
+    """Nodes that read a value, looking through views."""
+    readers: set[fx.Node] = set()
+    for user in node.users:
+        readers |= _readers(user) if user.target in VIEWS else {user}
+    return readers
+

@@ -1,0 +1,70 @@
+"""Scalar functions as plain arithmetic, so that they vectorise; each gives the same bits in every lane.
+
+Errors against float64, in units of the last place of float32, are checked by tests/test_maths.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from specqd.codegen.tir import f32, i32, tirx
+
+__all__ = ["erf", "exp", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh"]
+
+# Minimax-like polynomial of 2^f on [-0.5, 0.5] (Taylor of exp(f ln 2) to order 7; error below 1e-8).
+_EXP2 = [math.log(2) ** n / math.factorial(n) for n in range(8)]
+# Abramowitz & Stegun 7.1.26: |error| <= 1.5e-7.
+_ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+
+
+def _polynomial(x: Any, coefficients: list[float]) -> Any:
+    value = f32(coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        value = value * x + f32(c)
+    return value
+
+
+def exp(x: Any) -> Any:
+    """`e^x` for float32; below -87.3 it is 0 within a subnormal, above 88.7 it is infinite-like large."""
+    scaled = tirx.max(tirx.min(x, f32(88.3)), f32(-87.3)) * f32(1.0 / math.log(2))
+    whole = tirx.floor(scaled + f32(0.5))
+    power = tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("int32", whole) + i32(127), i32(23)))
+    return _polynomial(scaled - whole, _EXP2) * power
+
+
+def sigmoid(x: Any) -> Any:
+    """`1 / (1 + e^-x)`."""
+    return f32(1.0) / (f32(1.0) + exp(f32(0.0) - x))
+
+
+def silu(x: Any) -> Any:
+    """`x * sigmoid(x)`."""
+    return x / (f32(1.0) + exp(f32(0.0) - x))
+
+
+def tanh(x: Any) -> Any:
+    """`tanh(x)`; near zero by its odd series, where `1 - 2 / (e^2x + 1)` would cancel."""
+    square = x * x
+    small = x * _polynomial(square, [1.0, -1 / 3, 2 / 15, -17 / 315])
+    large = f32(1.0) - f32(2.0) / (exp(x * f32(2.0)) + f32(1.0))
+    return tirx.Select(tirx.abs(x) < f32(0.1), small, large)
+
+
+def erf(x: Any) -> Any:
+    """Error function, absolute error below 2e-7."""
+    size = tirx.abs(x)
+    t = f32(1.0) / (f32(1.0) + f32(0.3275911) * size)
+    value = f32(1.0) - t * _polynomial(t, list(_ERF)) * exp(f32(0.0) - size * size)
+    return tirx.Select(x < f32(0.0), f32(0.0) - value, value)
+
+
+def gelu(x: Any) -> Any:
+    """`x / 2 * (1 + erf(x / sqrt 2))`."""
+    return x * f32(0.5) * (f32(1.0) + erf(x * f32(math.sqrt(0.5))))
+
+
+def gelu_tanh(x: Any) -> Any:
+    """GELU by its tanh approximation (Hendrycks & Gimpel, section 2)."""
+    inner = f32(math.sqrt(2 / math.pi)) * (x + f32(0.044715) * x * x * x)
+    return f32(0.5) * x * (f32(1.0) + tanh(inner))

@@ -1,0 +1,1 @@
+"""Measured choices: speculation lengths, tile sizes and thread splits."""

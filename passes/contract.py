@@ -1,0 +1,144 @@
+"""The contract of a graph rewrite: what a pass declares, what it yields, and what is checked around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, dataclass_transform
+
+from torch import fx
+
+from specqd.errors import ContractError, InputError, SpecqdError
+from specqd.program import Entry, Event, Program
+
+from .options import fault, options, write
+
+__all__ = ["Pass", "Refusal", "Result"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that a pass looked at and left alone, and why, in words that can be printed."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The program after a pass, the names of the nodes it made in `entry`'s graph, and what it refused."""
+
+    program: Program
+    entry: str
+    rewritten: tuple[str, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def rewrites(self) -> int:
+        """How many rewrites the pass made."""
+        return len(self.rewritten)
+
+
+@dataclass_transform(frozen_default=True)
+class Pass(ABC):
+    """A graph rewrite. Subclasses become frozen dataclasses; their fields are their options, each with a default.
+
+    Calling a pass checks `requires`, runs it on a copy of the program, removes dead nodes, lints, checks `ensures`
+    and appends an Event to the program's history. A subclass has a `name` in kebab-case and a docstring that is its
+    specification; the docstring's `Attributes:` section documents the options.
+
+    Raises InputError for option values of the wrong type and ContractError for a subclass that breaks these rules.
+    """
+
+    registry: ClassVar[dict[str, type[Pass]]] = {}
+    name: ClassVar[str]
+    acts_on: ClassVar[Literal["every entry", "the target"]] = "every entry"
+    """What a pipeline step of this pass applies to when the step names no entry."""
+
+    def __init_subclass__(cls) -> None:
+        """Make the subclass a frozen dataclass and register it under its name."""
+        name, doc = vars(cls).get("name"), vars(cls).get("__doc__")
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+            raise ContractError(f"the pass {cls.__name__} needs a name in kebab-case, not {name!r}")
+        if not doc:
+            raise ContractError(f"the pass {cls.__name__} needs a docstring: it is its specification")
+        dataclass(frozen=True)(cls)
+        bare = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+        if bare:
+            raise ContractError(f"the option {bare[0]!r} of the pass {name} needs a default (and not a factory)")
+        known = Pass.registry.setdefault(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ContractError(f"two passes are named {name!r}: {known.__module__} and {cls.__module__}")
+        Pass.registry[name] = cls
+
+    def __post_init__(self) -> None:
+        """Check the options' types; a subclass that checks more calls this first."""
+        for option in options(type(self)):
+            wrong = fault(option.kind, getattr(self, option.name))
+            if wrong:
+                raise InputError(f"{self.name}: option {option.name}: {wrong}")
+
+    @property
+    def lossless(self) -> bool:
+        """Whether logits stay the same but for the order of float additions; `verify` checks passes that say so."""
+        return True
+
+    def requires(self, program: Program, entry: Entry) -> str | None:
+        """Say what is wrong with the incoming program, or nothing."""
+
+    def ensures(self, program: Program, entry: Entry) -> str | None:
+        """Say what is wrong with the outgoing program, or nothing."""
+
+    @abstractmethod
+    def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
+        """Rewrite `entry` in place, yielding each new node and each refusal; `program` is the pass's own copy."""
+
+    def __call__(self, program: Program, entry: str | None = None) -> Result:
+        """Apply the pass to the entry of that name (default: the target) of a copy of `program`.
+
+        Raises ContractError if the pass breaks its contract, and InputError if its options do not suit the program.
+        """
+        program = program.copy()
+        own = program.target if entry is None else program.entry(entry)
+        own.graph.eliminate_dead_code()
+        self._demand(self.requires(program, own), own, "before")
+        before = str(own.graph)
+        made, refusals = self._collect(program, own)
+        for e in program.entries.values():
+            e.graph.eliminate_dead_code()
+            e.graph.lint()
+        if not made and str(own.graph) != before:
+            raise ContractError(f"{self.name} changed {own.name} without yielding a node; yield what it made")
+        self._demand(self.ensures(program, own), own, "after")
+        refused = tuple((r.node, r.why) for r in refusals)
+        program.history.append(Event(str(self), own.name, made, refused))
+        return Result(program, own.name, made, refusals)
+
+    def __str__(self) -> str:
+        """Give the pass as a pipeline's text has it: options that differ from their defaults, in field order."""
+        given = [(o.name, getattr(self, o.name)) for o in options(type(self)) if getattr(self, o.name) != o.default]
+        return self.name + ("{" + ",".join(f"{n}={write(v)}" for n, v in given) + "}" if given else "")
+
+    def _collect(self, program: Program, entry: Entry) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
+        made: list[str] = []
+        refusals: list[Refusal] = []
+        try:
+            for item in self.run(program, entry):
+                if isinstance(item, Refusal):
+                    refusals.append(item)
+                elif isinstance(item, fx.Node) and any(item.graph is e.graph for e in program.entries.values()):
+                    made.append(item.name)
+                else:
+                    raise ContractError(f"{self.name} yielded {item!r}; yield new nodes of the program and refusals")
+        except SpecqdError:
+            raise
+        except Exception as error:
+            raise ContractError(f"{self.name} failed on {entry.name}, a bug in the pass: {error!r}") from error
+        return tuple(made), tuple(refusals)
+
+    def _demand(self, wrong: str | None, entry: Entry, when: str) -> None:
+        if wrong:
+            raise ContractError(f"{self.name} on {entry.name}: {when} the pass, {wrong}")

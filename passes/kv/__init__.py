@@ -1,0 +1,1 @@
+"""Passes that insert and shrink the key-value cache."""

@@ -1,0 +1,107 @@
+"""cast-mxfp4: store the matrices of an entry in MXFP4, without calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import fx
+
+from specqd.passes.contract import Pass, Refusal
+from specqd.passes.match import LINEARS, arguments, calls, head, weight_of
+from specqd.passes.rewrite import add_weight, read_weight, replace
+from specqd.program import Entry, Program
+
+from . import int8, mxfp4
+
+__all__ = ["CastMXFP4"]
+
+aten, ops = torch.ops.aten, torch.ops.specqd
+_PRODUCTS = (*LINEARS, aten.addmm, aten.mm, aten.matmul, aten.bmm)
+
+
+class CastMXFP4(Pass):
+    """Cast weights of linears to MXFP4: blocks of 32 along the input, see specqd.passes.quantize.mxfp4.
+
+        linear(x, w, bias)  ->  linear_mxfp4(x, w.mxfp4_blocks, w.mxfp4_scales, bias)
+
+    1. Every linear is cast as above, except the head, the linear that makes the logits.
+    2. The head, by the option `lm_head`: kept, cast to MXFP4 as above, or cast to INT8 with one scale a row,
+       linear_int8(x, w.int8_values, w.int8_scales, bias).
+    3. Other readers of the same weight, such as a tied embedding, keep the weight as it is.
+
+    Refused: weights that `keep` names, weights that are computed, rows that are no multiple of 32, dtypes other than
+    float ones, what is cast already, and products other than linears (conv1d-to-linear helps GPT-2).
+
+    Attributes:
+        scale: how the exponent of a block's scale is chosen.
+        lm_head: what becomes of the head.
+        keep: shell-style patterns of weight names to leave alone, e.g. `*.down_proj.*`.
+    """
+
+    name = "cast-mxfp4"
+    scale: mxfp4.ScaleRule = "floor"
+    lm_head: Literal["keep", "int8", "mxfp4"] = "int8"
+    keep: tuple[str, ...] = ()
+
+    @property
+    def lossless(self) -> bool:
+        """Rounding to 4 bits changes the logits."""
+        return False
+
+    def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
+        """Cast each linear, or say why not."""
+        last = head(entry.graph)
+        for node in list(entry.graph.nodes):
+            if not calls(node, *_PRODUCTS):
+                continue
+            form = self.lm_head if node is last else "mxfp4"
+            reason = self._unsuitable(program, node, form)
+            if reason:
+                yield Refusal(node.name, reason)
+            else:
+                yield _to_int8(program, node) if form == "int8" else _to_mxfp4(program, node, self.scale)
+
+    def _unsuitable(self, program: Program, node: fx.Node, form: str) -> str | None:
+        if not calls(node, aten.linear):
+            return _not_linear(node)
+        name = weight_of(node)
+        if name is None:
+            return "its weight is computed, not stored"
+        kept = next((glob for glob in self.keep if fnmatchcase(name, glob)), None)
+        if form == "keep" or kept:
+            return f"kept: {name} matches {kept}" if kept else "kept: it is the head, and lm_head=keep"
+        weight = program.weights[name]
+        if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            return f"its weight {name} is {weight.dtype}, not a float"
+        if form == "mxfp4" and weight.shape[-1] % mxfp4.BLOCK:
+            return f"its input has {weight.shape[-1]} channels, not a multiple of {mxfp4.BLOCK}"
+        return None
+
+
+def _not_linear(node: fx.Node) -> str:
+    if calls(node, *LINEARS):
+        return f"cast already: {node.target}"
+    if calls(node, aten.addmm, aten.mm):
+        return "its weight is stored as [inputs, outputs]; put conv1d-to-linear first"
+    return "it is a product of two activations or of gathered weights, not a linear"
+
+
+def _to_mxfp4(program: Program, node: fx.Node, rule: mxfp4.ScaleRule) -> fx.Node:
+    name = str(weight_of(node))
+    blocks, scales = mxfp4.encode(program.weights[name], rule)
+    return _packed(program, node, ops.linear_mxfp4.default, {"mxfp4_blocks": blocks, "mxfp4_scales": scales})
+
+
+def _to_int8(program: Program, node: fx.Node) -> fx.Node:
+    values, scales = int8.encode(program.weights[str(weight_of(node))])
+    return _packed(program, node, ops.linear_int8.default, {"int8_values": values, "int8_scales": scales})
+
+
+def _packed(program: Program, node: fx.Node, target: torch._ops.OpOverload, parts: dict[str, torch.Tensor]) -> fx.Node:
+    names = [add_weight(program, f"{weight_of(node)}.{part}", tensor) for part, tensor in parts.items()]
+    weights = [read_weight(node, name) for name in names]
+    given = arguments(node)
+    return replace(node, target, (given["input"], *weights, given["bias"]))

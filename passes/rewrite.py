@@ -1,0 +1,59 @@
+"""Words for changing a graph, so that every change carries its origin along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from specqd.program import Program
+
+__all__ = ["add_weight", "plain_name", "read_weight", "rename_placeholder", "replace"]
+
+_DESCRIBES_THE_PLACE = ("nn_module_stack", "stack_trace", "source_fn_stack")
+
+
+def replace(old: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+    """Put a new call in the place of `old` and hand it `old`'s users; `old` dies with the pass.
+
+    The new node keeps where in the model's source it comes from, and its metadata entry `replaces` is `old`'s name.
+    """
+    with old.graph.inserting_before(old):
+        new = old.graph.create_node("call_function", target, args, name=plain_name(target))
+    new.meta = {key: old.meta[key] for key in _DESCRIBES_THE_PLACE if key in old.meta} | {"replaces": old.name}
+    old.replace_all_uses_with(new)
+    return new
+
+
+def plain_name(target: Callable[..., Any]) -> str:
+    """Name a call's node after the operator alone, without its overload: `rms_norm`."""
+    return getattr(target, "overloadpacket", target).__name__
+
+
+def add_weight(program: Program, name: str, tensor: torch.Tensor) -> str:
+    """Store a weight and return its name; an equal one of that name is shared, an unequal one makes way by a suffix."""
+    unique, count = name, 2
+    while unique in program.weights:
+        held = program.weights[unique]
+        if held.dtype == tensor.dtype and torch.equal(held, tensor):
+            return unique
+        unique, count = f"{name}~{count}", count + 1
+    program.weights[unique] = tensor.contiguous()
+    return unique
+
+
+def read_weight(before: fx.Node, name: str) -> fx.Node:
+    """Make a node that reads a stored weight, in front of another node."""
+    with before.graph.inserting_before(before):
+        return before.graph.create_node("get_attr", name)
+
+
+def rename_placeholder(node: fx.Node, name: str) -> fx.Node:
+    """Replace a placeholder by one of another name, in the same position."""
+    with node.graph.inserting_before(node):
+        new = node.graph.placeholder(name)
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+    return new

@@ -1,0 +1,1 @@
+"""Passes that derive drafts and speculation levels."""

@@ -1,0 +1,42 @@
+"""A CPU compiler for speculative, quantised inference: a checkpoint in, a tuned binary out.
+
+    program = specqd.capture("path/to/model")
+    program = specqd.Pipeline.parse("fuse-rms-norm, insert-kv-cache")(program)
+    specqd.compile(program, "model.specqd")
+    specqd.load("model.specqd").generate("Hello").text
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specqd.build import compile_model as compile  # noqa: A004
+    from specqd.errors import SpecqdError as SpecqdError
+    from specqd.explain import explain as explain
+    from specqd.frontends.huggingface import capture as capture
+    from specqd.passes import Pipeline as Pipeline
+    from specqd.program import Program as Program
+    from specqd.runtime.model import load as load
+
+__all__ = ["Pipeline", "Program", "SpecqdError", "capture", "compile", "explain", "load"]
+
+# Where each public name lives; loaded on first use, so that a runtime-only process never meets torch or TVM.
+_HOMES = {
+    "capture": ("specqd.frontends.huggingface", "capture"),
+    "compile": ("specqd.build", "compile_model"),
+    "explain": ("specqd.explain", "explain"),
+    "load": ("specqd.runtime.model", "load"),
+    "Pipeline": ("specqd.passes", "Pipeline"),
+    "Program": ("specqd.program", "Program"),
+    "SpecqdError": ("specqd.errors", "SpecqdError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'specqd' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

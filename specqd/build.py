@@ -1,0 +1,165 @@
+"""The compile driver: capture, passes, codegen, artifact."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specqd.artifact import Function, Manifest, Refused, is_artifact, save
+from specqd.errors import ArtifactError, InputError
+from specqd.runtime.cpu import cpu_features
+from specqd.staging import demand_free
+
+if TYPE_CHECKING:
+    from specqd.program import Program
+
+__all__ = ["DEFAULT_CONTEXT", "DEFAULT_DRAFT_LENGTH", "compile_model", "default_pipeline"]
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_DRAFT_LENGTH = 3
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much; 0 of 0 when that cannot be known."""
+
+
+def default_pipeline(context: int | None = None) -> str:
+    """Return the passes of a BF16 target with an MXFP4 draft of itself over the target's own cache."""
+    capacity = f"{{capacity={context or DEFAULT_CONTEXT}}}"
+    return (
+        f"fuse-rms-norm, fuse-rope, fuse-linear, insert-kv-cache{capacity}, derive-draft, "
+        f"draft: cast-mxfp4{{scale=search}}, share-kv"
+    )
+
+
+def compile_model(
+    source: str | Path | Any,
+    target: str | Path,
+    *,
+    pipeline: str | None = None,
+    context: int | None = None,
+    isa: str = "native",
+    draft_length: int = DEFAULT_DRAFT_LENGTH,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Compile a model into the artifact directory `target`, which appears whole or not at all.
+
+    `source` is what `specqd.capture` takes, or a Program; `context` the most positions (prompt and answer)
+    that the caches hold; `isa` a name of codegen's table; `force` lets an existing artifact be replaced.
+
+    Raises:
+        InputError: an option cannot be used, or `target` is taken.
+        CaptureError: the checkpoint cannot be read or captured.
+        ContractError: a pass refuses the program.
+        CodegenError: the program cannot be compiled.
+        ArtifactError: the disk is full.
+    """
+    target = Path(target)
+    demand_free(target, is_artifact if force else None)
+    if draft_length < 1:
+        raise InputError(f"cannot draft {draft_length} tokens: give 1 or more")
+    if context is not None and (pipeline is not None or context < 1):
+        raise InputError(
+            f"the context of {context} cannot be used: give 1 or more, and with a pipeline of your own say it "
+            f"there, as insert-kv-cache{{capacity={max(context, 1)}}}"
+        )
+    tell = progress or (lambda what, done, of: None)
+    try:
+        return _compile(source, target, pipeline, context, isa, draft_length, force, tell)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise ArtifactError(
+            f"the disk is full ({error.filename or 'a temporary file'}): make room, or point TMPDIR elsewhere; "
+            f"nothing was left at {target}"
+        ) from error
+
+
+def _compile(
+    source: Any,
+    target: Path,
+    pipeline: str | None,
+    context: int | None,
+    isa: str,
+    draft_length: int,
+    force: bool,
+    tell: Progress,
+) -> Manifest:
+    from specqd.codegen.isa import named
+    from specqd.codegen.library import build
+    from specqd.passes import Pipeline
+    from specqd.program import Program
+    from specqd.verified import cache_directory
+
+    instructions = named(isa, cpu_features())
+    steps = None if pipeline is None else Pipeline.parse(pipeline)
+    if isinstance(source, Program):
+        program = source
+    else:
+        from specqd.frontends.huggingface import capture
+
+        tell("capturing the model", 0, 0)
+        program = capture(source)
+    if steps is None:
+        steps = Pipeline.parse(default_pipeline(_fitting(context, program)))
+    tell("rewriting the graph", 0, 0)
+    done = 0
+
+    def watch(_: Any) -> None:
+        nonlocal done
+        done += 1
+        tell("rewriting the graph", min(done, len(steps.steps)), len(steps.steps))
+
+    program = steps(program, watch)
+    compiled = build(program, instructions, progress=tell, cache=cache_directory() / "lib")
+    written, total = 0, sum(_distinct_weights(compiled.functions).values())
+
+    def wrote(count: int) -> None:
+        nonlocal written
+        written += count
+        tell("writing the weights", min(written, total), total)
+
+    return save(
+        target,
+        compiled,
+        _facts(program, str(steps), draft_length),
+        tokenizer_files=[Path(file) for file in program.model.tokenizer_files],
+        graphs={name: str(entry.graph) + "\n" for name, entry in program.entries.items()},
+        force=force,
+        progress=wrote,
+    )
+
+
+def _fitting(context: int | None, program: Program) -> int:
+    most = program.model.max_positions
+    if context is not None and context > most:
+        raise InputError(
+            f"the model knows {most} positions, fewer than `--context {context}`: ask for at most that"
+        )
+    return context or min(DEFAULT_CONTEXT, most)
+
+
+def _facts(program: Program, pipeline: str, draft_length: int) -> dict[str, Any]:
+    model = program.model
+    return {
+        "family": model.family,
+        "source": model.source,
+        "pipeline": pipeline,
+        "chain": program.chain,
+        "capacity": min(cache.capacity for cache in program.caches.values()),
+        "vocab_size": model.vocab_size,
+        "eos_token_ids": model.eos_token_ids,
+        "bos_token_id": model.bos_token_id,
+        "draft_length": draft_length,
+        "refusals": tuple(
+            Refused(step=event.step, entry=event.entry, node=node, why=why)
+            for event in program.history
+            for node, why in event.refused
+        ),
+    }
+
+
+def _distinct_weights(functions: tuple[Function, ...]) -> dict[str, int]:
+    return {arg.name: arg.nbytes for f in functions for arg in f.args if arg.kind == "weight"}

@@ -1,0 +1,5 @@
+"""`python -m specqd.cli`."""
+
+from specqd.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""`specqd compile`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specqd.build import DEFAULT_CONTEXT, DEFAULT_DRAFT_LENGTH
+from specqd.cli.app import app
+from specqd.cli.progress import progress_bar
+
+__all__ = ["compile_"]
+
+
+@app.command("compile")
+def compile_(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A Hugging Face folder, a .gguf file or a hub id.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
+    ],
+    pipeline: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Passes to run instead of the usual ones; see `specqd passes`."),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help=f"Positions (prompt and answer) the cache holds. [default: {DEFAULT_CONTEXT}]"
+        ),
+    ] = None,
+    isa: Annotated[
+        str, typer.Option(metavar="NAME", help="Instruction set; native is the best this CPU has.")
+    ] = "native",
+    draft_length: Annotated[
+        int, typer.Option(metavar="N", help="Tokens drafted before the target checks them.")
+    ] = DEFAULT_DRAFT_LENGTH,
+    force: Annotated[bool, typer.Option("--force", help="Replace the artifact that is at DIR.")] = False,
+) -> None:
+    """Compile a model into an artifact: native code, packed weights, tokenizer.
+
+    The artifact appears at DIR when it is complete, and not at all if anything goes wrong.
+
+    Example: specqd compile HuggingFaceTB/SmolLM2-135M-Instruct -o smollm2.specqd
+    """
+    from specqd.build import compile_model
+
+    began = time.perf_counter()
+    with progress_bar() as tell:
+        manifest = compile_model(
+            model,
+            output,
+            pipeline=pipeline,
+            context=context,
+            isa=isa,
+            draft_length=draft_length,
+            force=force,
+            progress=tell,
+        )
+    size = sum(record.size for record in manifest.files.values()) / 1e6
+    print(f"compiled {output} for {manifest.isa}: {size:.0f} MB in {time.perf_counter() - began:.0f} s")
+    if manifest.refusals:
+        print(f"{len(manifest.refusals)} rewrites were refused; `specqd inspect {output}` says which and why")

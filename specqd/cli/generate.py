@@ -1,0 +1,84 @@
+"""`specqd generate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from specqd.cli.app import ArtifactDir, Threads, app
+from specqd.runtime.generate import Stats
+
+__all__ = ["generate"]
+
+
+@app.command()
+def generate(
+    directory: ArtifactDir,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            "-p", "--prompt", metavar="TEXT", help="What to ask; - reads standard input.", show_default=False
+        ),
+    ],
+    new_tokens: Annotated[
+        int, typer.Option("-n", "--max-new-tokens", metavar="N", help="Stop after N tokens.")
+    ] = 256,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")
+    ] = False,
+    speculate: Annotated[
+        bool,
+        typer.Option("--speculate/--no-speculate", help="Draft tokens; the text is the same either way."),
+    ] = True,
+    draft_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens drafted a round. [default: as compiled]", show_default=False),
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Say afterwards how fast it went.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Answer a prompt, showing the text as it comes. Ctrl-C ends it.
+
+    The artifact's code runs in this process: use only artifacts you trust.
+
+    Example: specqd generate smollm2.specqd -p "What is a prime number?" --stats
+    """
+    from specqd.runtime.model import load
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    model = load(directory, threads)
+    interrupted = False
+    try:
+        for piece in model.stream(text, new_tokens, speculate=speculate, draft_length=draft_length, raw=raw):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if stats:
+        print(_summary(model.last, model.engine.threads), file=sys.stderr)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _summary(stats: Stats, threads: int) -> str:
+    ends = {
+        "eos": "the model ended",
+        "length": "-n was reached",
+        "context": "the cache is full",
+        "": "interrupted",
+    }
+    lines = [
+        f"prompt    {stats.prompt_tokens} tokens, {stats.prefill_tokens_per_s:.0f} tokens/s",
+        f"answer    {stats.new_tokens} tokens, {stats.decode_tokens_per_s:.1f} tokens/s, up to {threads} threads; "
+        f"{ends[stats.finish]}",
+    ]
+    if stats.acceptance_rate is not None and stats.tokens_per_verify is not None:
+        lines.append(
+            f"drafting  {stats.acceptance_rate:.0%} accepted, {stats.tokens_per_verify:.2f} tokens a verify pass, "
+            f"{stats.rounds} passes"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""`specqd inspect`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from specqd.artifact import Manifest, open_artifact
+from specqd.cli.app import ArtifactDir, app
+
+__all__ = ["inspect"]
+
+
+@app.command()
+def inspect(
+    directory: ArtifactDir,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file again, also those known.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest and the sizes as JSON.")
+    ] = False,
+) -> None:
+    """Say what an artifact holds, without running its code.
+
+    Example: specqd inspect smollm2.specqd --verify
+    """
+    manifest = open_artifact(directory, verify=verify).manifest
+    if as_json:
+        import json
+
+        print(json.dumps({**manifest.model_dump(mode="json"), "memory": _memory(manifest)}, indent=2))
+        return
+    for name, value in _facts(manifest):
+        print(f"{name:<10} {value}")
+    print(
+        f"{'files':<10} {len(manifest.files)}, "
+        + ("all hashed just now" if verify else "all as they were built")
+    )
+    for name, record in manifest.files.items():
+        print(f"{'':<10} {record.size:>12,}  {name}")
+    for refused in manifest.refusals:
+        print(f"{'refused':<10} {refused.step} on {refused.entry}, {refused.node}: {refused.why}")
+    print("lib.so is native code that runs with your rights: load only artifacts you trust.")
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    memory = _memory(manifest)
+    entries = dict.fromkeys(function.entry for function in manifest.functions)
+    rows = {e: ", ".join(str(f.rows) for f in manifest.functions if f.entry == e) for e in entries}
+    return [
+        ("model", f"{manifest.family}, from {manifest.source or 'a module'}"),
+        ("built by", f"specqd {manifest.specqd_version}"),
+        ("pipeline", manifest.pipeline),
+        ("chain", " <- ".join(manifest.chain) + f", {manifest.draft_length} tokens drafted a round"),
+        *(
+            (("entry"), f"{e}: {memory['weights_of'][e] / 1e6:.1f} MB of weights, rows {rows[e]}")
+            for e in entries
+        ),
+        ("context", f"{manifest.capacity} positions"),
+        (
+            "vocabulary",
+            f"{manifest.vocab_size}, ends at {', '.join(map(str, manifest.eos_token_ids)) or 'no token'}",
+        ),
+        (
+            "CPU",
+            f"{manifest.triple}, {manifest.isa}, needs {', '.join(manifest.cpu_features) or 'nothing special'}",
+        ),
+        (
+            "memory",
+            f"{memory['weights'] / 1e6:.1f} MB weights, {memory['caches'] / 1e6:.1f} MB caches, "
+            f"{memory['scratch'] / 1e6:.1f} MB scratch",
+        ),
+    ]
+
+
+def _memory(manifest: Manifest) -> dict[str, Any]:
+    """Bytes that running takes, by kind, and the weights that each entry reads."""
+    entries = dict.fromkeys(function.entry for function in manifest.functions)
+    return {
+        "weights": sum(manifest.sizes("weight").values()),
+        "caches": sum(manifest.sizes("cache").values()),
+        "scratch": sum(manifest.sizes("scratch").values()),
+        "weights_of": {entry: sum(manifest.sizes("weight", entry).values()) for entry in entries},
+    }

@@ -1,0 +1,122 @@
+"""The vocabulary of an artifact: what codegen hands over and what `specqd.json` says; no torch, no TVM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["SCHEMA_VERSION", "Arg", "Compiled", "FileRecord", "Function", "Manifest", "Refused"]
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Arg(_Record):
+    """One positional argument of a compiled function: a contiguous CPU tensor.
+
+    `kind` says who owns it: `tokens int32 [rows]`, `start int32 [1]` (position of the first row), `next`
+    (int32, the greedy choices) and `logits` (float32) are the caller's; a `cache` is state, shared by all
+    functions that name it; a `scratch` means nothing between calls; a `weight` lies in the weight file.
+    `gathered`: only one row a token is read of it.
+    """
+
+    name: str
+    kind: Literal["tokens", "start", "next", "logits", "cache", "scratch", "weight"]
+    dtype: str
+    shape: tuple[int, ...]
+    gathered: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Function(_Record):
+    """A compiled function of `rows` consecutive positions; `last_only`: it outputs the last row only."""
+
+    entry: str
+    rows: int
+    last_only: bool
+    symbol: str
+    args: tuple[Arg, ...]
+
+
+class FileRecord(_Record):
+    """Size in bytes and SHA-256 of one file of the artifact."""
+
+    size: int
+    sha256: str
+
+
+class Refused(_Record):
+    """A rewrite that a pass did not make, and why."""
+
+    step: str
+    entry: str
+    node: str
+    why: str
+
+
+class Manifest(_Record):
+    """What `specqd.json` holds; `digest` is the SHA-256 of its own text without it.
+
+    `chain` names the entries that speculate, target first; `capacity` is the most positions that the caches
+    hold; `draft_length` the tokens drafted a round unless the caller says otherwise; `isa`, `triple` and
+    `cpu_features` (LLVM's names) what the CPU must have.
+    """
+
+    schema_version: Literal[1] = 1
+    specqd_version: str
+    family: str
+    source: str
+    pipeline: str
+    chain: tuple[str, ...]
+    capacity: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+    draft_length: int
+    isa: str
+    triple: str
+    cpu_features: tuple[str, ...]
+    functions: tuple[Function, ...]
+    refusals: tuple[Refused, ...] = ()
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    digest: str = ""
+
+    def sizes(self, kind: str, entry: str | None = None) -> dict[str, int]:
+        """Bytes of each distinct buffer of one argument kind, over the functions of `entry` or of all."""
+        found: dict[str, int] = {}
+        for function in self.functions:
+            if entry in {None, function.entry}:
+                for arg in function.args:
+                    if arg.kind == kind:
+                        found[arg.name] = max(found.get(arg.name, 0), arg.nbytes)
+        return found
+
+    @property
+    def memory(self) -> int:
+        """Bytes that running takes beyond the interpreter, estimated: weights once, caches and scratch."""
+        return sum(sum(self.sizes(kind).values()) for kind in ("weight", "cache", "scratch", "logits"))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What codegen hands over, free of torch: code (bytes or a file), packed weights, how to call."""
+
+    library: bytes | Path
+    weights: Mapping[str, np.ndarray]
+    functions: tuple[Function, ...]
+    isa: str
+    cpu_features: tuple[str, ...]
+    triple: str

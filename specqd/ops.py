@@ -1,0 +1,138 @@
+"""The `specqd::` operators that graphs may hold, each with its reference meaning in eager torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+__all__ = ["cached_attention", "causal_attention", "linear_int8", "linear_mxfp4", "rms_norm", "rope"]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, softcap: float, sinks: Tensor | None, q_pos: Tensor
+) -> Tensor:
+    """Attend float32 `q [B, H, S, D]` to `k, v [B, KV, T, D]` where key slot t may be seen by positions >= t."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    scores = (q @ k.transpose(-1, -2)) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    slots = torch.arange(k.shape[2], device=q.device)
+    seen = slots[None, :] <= q_pos[:, None]
+    if window:
+        seen = seen & (slots[None, :] > q_pos[:, None] - window)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        sink = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        weights = torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+    else:
+        weights = torch.softmax(scores, dim=-1)
+    return (weights @ v).transpose(1, 2)
+
+
+@torch.library.custom_op("specqd::causal_attention", mutates_args=())
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, layer: int, window: int, softcap: float, sinks: Tensor | None
+) -> Tensor:
+    """Stateless causal attention of one layer.
+
+    `q [B, H, S, D]`, `k [B, KV, S, D]`, `v [B, KV, S, Dv]` -> `[B, S, H, Dv]`. A query sees itself and the
+    `window - 1` positions before it (`window` 0: all of them). Scores are `softcap * tanh(s / softcap)` when
+    `softcap` is not 0; `sinks [H]` adds one score a head that takes weight and gives nothing.
+    """
+    return _attend(q, k, v, scale, window, softcap, sinks, torch.arange(q.shape[2], device=q.device)).contiguous()
+
+
+@causal_attention.register_fake
+def _(q, k, v, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+
+
+@torch.library.custom_op("specqd::cached_attention", mutates_args=("cache_k", "cache_v"))
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_k: Tensor,
+    cache_v: Tensor,
+    positions: Tensor,
+    scale: float,
+    layer: int,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Write `k, v` into slot `positions` of layer `layer` of the cache, then attend to slots up to each position.
+
+    Shapes as `causal_attention` with B = 1, `positions int64 [1, S]` consecutive, caches as in
+    `specqd.program.KVCache`. Keys and values are rounded to the cache's dtype before they are used.
+    """
+    where = positions[0]
+    cache_k[layer, :, where] = k[0].to(cache_k.dtype)
+    cache_v[layer, :, where] = v[0].to(cache_v.dtype)
+    end = int(where[-1]) + 1
+    keys, values = (c[layer, :, :end].unsqueeze(0).to(q.dtype) for c in (cache_k, cache_v))
+    return _attend(q, keys, values, scale, window, softcap, sinks, where).contiguous()
+
+
+@cached_attention.register_fake
+def _(q, k, v, cache_k, cache_v, positions, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+
+
+@torch.library.custom_op("specqd::rms_norm", mutates_args=())
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * (offset + weight)` over the last dimension; no weight means times one."""
+    y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    return y.clone() if weight is None else y * (offset + weight.to(x.dtype))
+
+
+@rms_norm.register_fake
+def _(x, weight, eps, offset):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("specqd::rope", mutates_args=())
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of the first R of D channels: `x [B, H, S, D]`, `cos, sin [B, S, R]`; the rest passes.
+
+    `y = x * cos + rotate_half(x) * sin`, `rotate_half([a, b]) = [-b, a]` (RoFormer, in transformers' layout).
+    """
+    r = cos.shape[-1]
+    turned, rest = x[..., :r], x[..., r:]
+    half = torch.cat((-turned[..., r // 2 :], turned[..., : r // 2]), dim=-1)
+    return torch.cat((turned * cos.unsqueeze(1) + half * sin.unsqueeze(1), rest), dim=-1)
+
+
+@rope.register_fake
+def _(x, cos, sin):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("specqd::linear_mxfp4", mutates_args=())
+def linear_mxfp4(x: Tensor, blocks: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """`x [..., K]` times an MXFP4 matrix: `blocks uint8 [N, K/2]`, `scales uint8 [N, K/32]` (OCP MX v1.0).
+
+    Codegen may round `x` to INT8 in blocks of 32 first; the reference does not.
+    """
+    from specqd.passes.quantize.mxfp4 import decode
+
+    return F.linear(x, decode(blocks, scales).to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+@linear_mxfp4.register_fake
+def _(x, blocks, scales, bias):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return x.new_empty(*x.shape[:-1], blocks.shape[0])
+
+
+@torch.library.custom_op("specqd::linear_int8", mutates_args=())
+def linear_int8(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """`x [..., K]` times `values int8 [N, K]` scaled by `scales float32 [N]` a row; see `linear_mxfp4` on `x`."""
+    weight = values.to(x.dtype) * scales.to(x.dtype)[:, None]
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+@linear_int8.register_fake
+def _(x, values, scales, bias):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    return x.new_empty(*x.shape[:-1], values.shape[0])

@@ -1,0 +1,143 @@
+"""Program: the one value that flows through specqd, from capture through passes to codegen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from specqd.errors import InputError
+
+__all__ = ["Entry", "Event", "KVCache", "ModelInfo", "Program"]
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Declared state: keys and values of the attention layers that share one shape.
+
+    Held as two tensors, `[layers, kv_heads, capacity, key_dim]` and `[..., value_dim]`, that graphs take as
+    placeholders `<name>_k` and `<name>_v`. Slot `p` belongs to position `p`.
+    """
+
+    name: str
+    layers: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    capacity: int
+    dtype: str = "bfloat16"
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the whole cache in bytes."""
+        width = torch.empty(0, dtype=getattr(torch, self.dtype)).element_size()
+        return self.layers * self.kv_heads * self.capacity * (self.key_dim + self.value_dim) * width
+
+
+@dataclass
+class Entry:
+    """One function of a program: a graph over `tokens` and `positions` (int64 `[1, S]`) giving float32 logits.
+
+    The graph holds `aten.*` and `specqd::*` calls in float32; weights are `get_attr` nodes named as in
+    `Program.weights`. Placeholders beyond the first two are caches.
+    """
+
+    name: str
+    graph: fx.Graph
+    derived_from: str | None = None
+
+    def copy(self) -> Entry:
+        """Return an entry with its own graph, sharing nothing that a pass may change."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        return Entry(self.name, graph, self.derived_from)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one pass did to one entry: its text, the rewrites and `(node, reason)` refusals."""
+
+    step: str
+    entry: str
+    rewritten: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about the captured model that outlive the graph."""
+
+    family: str
+    vocab_size: int
+    max_positions: int
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    source: str = ""
+    tokenizer_files: tuple[str, ...] = ()
+
+
+@dataclass
+class Program:
+    """Named entries over one weight store, their caches, and the order in which they speculate (target first)."""
+
+    entries: dict[str, Entry]
+    weights: dict[str, torch.Tensor]
+    model: ModelInfo
+    caches: dict[str, KVCache] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
+    history: list[Event] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Default the chain to the only entry."""
+        if not self.chain:
+            self.chain = tuple(self.entries)[:1]
+
+    @property
+    def target(self) -> Entry:
+        """The entry whose output every other one must reproduce."""
+        return self.entries[self.chain[0]]
+
+    def copy(self) -> Program:
+        """Return a program whose graphs may be rewritten freely; weight tensors are shared."""
+        return Program(
+            {name: entry.copy() for name, entry in self.entries.items()},
+            dict(self.weights),
+            self.model,
+            dict(self.caches),
+            self.chain,
+            list(self.history),
+        )
+
+    def entry(self, name: str) -> Entry:
+        """Look an entry up by name; raises InputError listing the known ones."""
+        if name not in self.entries:
+            raise InputError(f"the program has no entry {name!r}; it has {', '.join(sorted(self.entries))}")
+        return self.entries[name]
+
+    def used_weights(self, *names: str) -> list[str]:
+        """Names of the weights that the given entries (default: all) read, in order of first use."""
+        graphs = [self.entries[n].graph for n in (names or self.entries)]
+        used: dict[str, Any] = {str(n.target): None for g in graphs for n in g.nodes if n.op == "get_attr"}
+        return list(used)
+
+    def drop_unused_weights(self) -> None:
+        """Forget weights that no entry reads any more."""
+        self.weights = {name: self.weights[name] for name in self.used_weights()}
+
+    def __str__(self) -> str:
+        """Describe entries, caches and weight bytes, a line each."""
+        total = sum(t.numel() * t.element_size() for t in self.weights.values())
+        lines = [f"{self.model.family} program: {total / 1e6:.1f} MB in {len(self.weights)} weights"]
+        for name, entry in self.entries.items():
+            count = sum(n.op == "call_function" for n in entry.graph.nodes)
+            origin = f", derived from {entry.derived_from}" if entry.derived_from else ""
+            lines.append(f"  {name}: {count} nodes, {len(self.used_weights(name))} weights{origin}")
+        lines += [
+            f"  cache {c.name}: {c.layers} layers x {c.kv_heads} heads x {c.capacity} x "
+            f"{c.key_dim}+{c.value_dim} {c.dtype}, {c.bytes / 1e6:.1f} MB"
+            for c in self.caches.values()
+        ]
+        lines.append(f"  chain: {' <- '.join(self.chain)}")
+        return "\n".join(lines)

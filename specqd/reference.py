@@ -1,0 +1,84 @@
+"""Run an entry in eager torch, float32: the slow oracle that compiled code is checked against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+import specqd.ops  # noqa: F401  (registers the operators graphs hold)
+from specqd.program import Entry, Program
+
+__all__ = ["new_caches", "propagate", "run"]
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, program: Program, entry: Entry) -> None:
+        super().__init__(torch.nn.Module(), graph=entry.graph)
+        self.weights = program.weights
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        weight = self.weights[target]
+        return weight.float() if weight.is_floating_point() else weight
+
+
+class _ShapeInterpreter(_Interpreter):
+    def __init__(self, program: Program, entry: Entry, mode: Any) -> None:
+        super().__init__(program, entry)
+        self.mode = mode
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        weight = self.weights[target]
+        dtype = torch.float32 if weight.is_floating_point() else weight.dtype
+        with self.mode:
+            return torch.empty(weight.shape, dtype=dtype)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["val"] = value
+        return value
+
+
+def new_caches(program: Program) -> dict[str, torch.Tensor]:
+    """Make zeroed cache tensors for every placeholder the program's caches declare."""
+    caches = {}
+    for c in program.caches.values():
+        dtype = getattr(torch, c.dtype)
+        caches[f"{c.name}_k"] = torch.zeros(c.layers, c.kv_heads, c.capacity, c.key_dim, dtype=dtype)
+        caches[f"{c.name}_v"] = torch.zeros(c.layers, c.kv_heads, c.capacity, c.value_dim, dtype=dtype)
+    return caches
+
+
+def _inputs(entry: Entry, tokens: Any, positions: Any, caches: dict[str, Any]) -> list[Any]:
+    given = {"tokens": tokens, "positions": positions, **caches}
+    return [given[str(n.target)] for n in entry.graph.nodes if n.op == "placeholder"]
+
+
+def run(
+    program: Program,
+    entry: Entry,
+    tokens: torch.Tensor,
+    positions: torch.Tensor | None = None,
+    caches: dict[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Return float32 logits `[1, S, vocab]` for `tokens` int64 `[1, S]`; caches are updated in place.
+
+    `positions` defaults to 0..S-1, `caches` to fresh empty ones.
+    """
+    if positions is None:
+        positions = torch.arange(tokens.shape[1])[None]
+    caches = new_caches(program) if caches is None else caches
+    with torch.no_grad():
+        return _Interpreter(program, entry).run(*_inputs(entry, tokens, positions, caches))
+
+
+def propagate(program: Program, entry: Entry, rows: int) -> None:
+    """Set `node.meta["val"]` of every node to a fake tensor (or int) of its shape for `rows` tokens."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode()
+    with mode, torch.no_grad():
+        tokens = torch.zeros(1, rows, dtype=torch.int64)
+        caches = new_caches(program)
+        _ShapeInterpreter(program, entry, mode).run(*_inputs(entry, tokens, tokens.clone(), caches))

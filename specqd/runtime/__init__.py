@@ -1,0 +1,1 @@
+"""Loads an artifact and decodes with it, without torch or transformers."""

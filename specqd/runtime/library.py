@@ -1,0 +1,97 @@
+"""Loads compiled code with TVM's runtime alone: neither `import tvm` nor torch."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from specqd.errors import ArtifactError
+
+__all__ = ["load_functions", "set_threads", "tensor"]
+
+_kept: list[ctypes.CDLL] = []
+
+
+def load_functions(library: Path, threads: int) -> Callable[[str], Callable[..., None]]:
+    """Load `lib.so` and return what looks a function up by symbol.
+
+    `threads` is the most that the thread pool can use; the first call in a process settles it.
+
+    Raises:
+        ArtifactError: the library cannot be loaded, or (when looking up) lacks the symbol.
+    """
+    # Threads that are pinned to cores cannot get out of the way of other processes.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    ffi = _ffi()
+    try:
+        if not _kept:
+            _kept.append(ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL))
+        module = ffi.load_module(str(library))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArtifactError(f"cannot load {library} ({reason}): compile it again on this system") from error
+
+    def find(symbol: str) -> Callable[..., None]:
+        try:
+            return module[symbol]
+        except AttributeError as error:
+            raise ArtifactError(f"{library} has no function {symbol!r}: compile it again") from error
+
+    return find
+
+
+def set_threads(count: int) -> None:
+    """Let the next calls use `count` threads (at most what `load_functions` was told); takes under 1 us."""
+    _config_threadpool()(1, count)
+
+
+def tensor(array: Any) -> Any:
+    """Wrap a writable, contiguous numpy array for compiled functions, sharing its memory."""
+    return _ffi().from_dlpack(array)
+
+
+def _config_threadpool() -> Callable[[int, int], None]:
+    global _configure
+    if _configure is None:
+        _configure = _ffi().get_global_func("runtime.config_threadpool")
+    return _configure
+
+
+_configure: Callable[[int, int], None] | None = None
+
+
+def _ffi() -> ModuleType:
+    """Import tvm_ffi without torch, which it would import wherever torch is installed (and take seconds).
+
+    It has no switch for that, but takes a failing import for an answer; `None` makes an import fail.
+    """
+    if "tvm_ffi" in sys.modules:
+        return sys.modules["tvm_ffi"]
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm_ffi
+    except ImportError as error:
+        raise ArtifactError("apache-tvm-ffi is not installed: `pip install apache-tvm`") from error
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return tvm_ffi
+
+
+def _runtime_library() -> Path:
+    # find_spec locates the package without importing it.
+    spec = importlib.util.find_spec("tvm")
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        found = Path(folder) / "lib" / "libtvm_runtime.so"
+        if found.is_file():
+            return found
+    raise ArtifactError("TVM's runtime library is not installed: `pip install apache-tvm`")

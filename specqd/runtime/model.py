@@ -1,0 +1,138 @@
+"""`specqd.load(directory)`: an artifact that answers prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from specqd.errors import InputError
+from specqd.runtime.engine import Engine
+from specqd.runtime.generate import Stats, decode
+from specqd.runtime.text import Message, Text
+
+__all__ = ["Generation", "Model", "Prompt", "load"]
+
+Prompt = str | Sequence[Message] | Sequence[int]
+"""Text, a chat as a list of messages, or token ids."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """New tokens (a final end-of-sequence token included), their text, and how it went."""
+
+    tokens: list[int]
+    text: str
+    stats: Stats
+
+
+@dataclass
+class Model:
+    """A loaded artifact. One sequence at a time: it holds one set of caches."""
+
+    engine: Engine
+    last: Stats = field(default_factory=Stats)  # of the latest generation, also of one that was broken off
+
+    @cached_property
+    def text(self) -> Text:
+        """The tokenizer and chat template; raises ArtifactError if the artifact has none."""
+        return Text(self.engine.artifact.directory, self.engine.manifest.vocab_size)
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """Turn a prompt into tokens; text becomes a user's message if the model can chat, unless `raw`.
+
+        Raises:
+            InputError: the chat template refuses the messages, or a list mixes messages and tokens.
+        """
+        if isinstance(prompt, str):
+            if raw or self.text.chat_template is None:
+                return self.text.encode(prompt)
+            return self.text.encode_chat([{"role": "user", "content": prompt}])
+        messages = [item for item in prompt if not isinstance(item, int)]
+        if not messages:
+            return [item for item in prompt if isinstance(item, int)]
+        if len(messages) < len(prompt) or not all(hasattr(item, "keys") for item in messages):
+            raise InputError("a prompt is a text, a list of messages or a list of token ids, not a mixture")
+        return self.text.encode_chat(messages)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 256,
+        *,
+        speculate: bool = True,
+        draft_length: int | None = None,
+        raw: bool = False,
+        ignore_eos: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Generation:
+        """Continue a prompt greedily; `on_text` is called with each new piece of text.
+
+        The tokens are the same with and without `speculate`. `draft_length` tokens are drafted a round, by
+        default as many as the artifact was compiled for. A prompt of token ids needs no tokenizer; its
+        generation then has text only if there is one.
+
+        Raises:
+            InputError: the prompt is empty, does not fit the cache, or is refused by the chat template.
+        """
+        tokens: list[int] = []
+        pieces: list[str] = []
+        rounds = self._rounds(
+            self.encode(prompt, raw=raw), max_new_tokens, speculate, draft_length, ignore_eos
+        )
+        for new, piece in self._with_text(rounds):
+            tokens += new
+            pieces.append(piece)
+            if on_text and piece:
+                on_text(piece)
+        return Generation(tokens, "".join(pieces), self.last)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 256,
+        *,
+        speculate: bool = True,
+        draft_length: int | None = None,
+        raw: bool = False,
+        ignore_eos: bool = False,
+    ) -> Iterator[str]:
+        """Yield the text of `generate` in pieces as it becomes certain; `last` holds the figures."""
+        rounds = self._rounds(
+            self.encode(prompt, raw=raw), max_new_tokens, speculate, draft_length, ignore_eos
+        )
+        return (piece for _, piece in self._with_text(rounds) if piece)
+
+    def _rounds(
+        self, prompt: list[int], limit: int, speculate: bool, draft_length: int | None, ignore_eos: bool
+    ) -> Iterator[list[int]]:
+        manifest = self.engine.manifest
+        if draft_length is not None and draft_length < 1:
+            raise InputError(f"cannot draft {draft_length} tokens: give 1 or more, or do not speculate")
+        self.last = Stats()
+        length = (draft_length or manifest.draft_length) if speculate else 0
+        stop = frozenset() if ignore_eos else frozenset(manifest.eos_token_ids)
+        return decode(self.engine, prompt, self.last, max_new_tokens=limit, draft_length=length, stop=stop)
+
+    def _with_text(self, rounds: Iterator[list[int]]) -> Iterator[tuple[list[int], str]]:
+        detokenizer = self.text.detokenizer() if self._has_text else None
+        for new in rounds:
+            yield new, detokenizer.add(new) if detokenizer else ""
+        if detokenizer:
+            yield [], detokenizer.finish()
+
+    @property
+    def _has_text(self) -> bool:
+        return (self.engine.artifact.directory / "tokenizer.json").is_file()
+
+
+def load(directory: str | Path, threads: int | None = None, *, verify: bool = False) -> Model:
+    """Load an artifact, which runs its code in this process: load only what you trust.
+
+    `threads` is the most it may use (default: the CPUs of this process); `verify` hashes every file again.
+
+    Raises:
+        ArtifactError: the artifact is missing, damaged, or made for another CPU.
+    """
+    return Model(Engine.open(directory, threads, verify=verify))

@@ -1,0 +1,20 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of test models and data that lies beside the checkout and is not part of it."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("SPECQD_SHARED", beside))
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared models and data; {folder} is not a folder (set SPECQD_SHARED)")
+    return folder

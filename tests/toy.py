@@ -1,0 +1,132 @@
+"""A toy artifact for tests of the runtime: functions with specqd's calling convention, built by TVM.
+
+The toy model's next token depends on every token in the cache up to a position, so a cache slot that was not
+rolled back, or a position off by one, changes what it says. Its drafts are wrong now and then.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from specqd.artifact import Arg, Compiled, Function, Manifest, save
+
+CAPACITY = 64
+VOCAB = 50
+EOS = 7
+ROWS = {"target": (1, 2, 3, 4, 8, 16), "draft": (1, 2), "other": (1, 2)}
+
+
+def mix(tokens: Sequence[int]) -> int:
+    """Hash a sequence as the compiled code does."""
+    value = 0
+    for place, token in enumerate(tokens):
+        value = (value * 31 + token * (place + 3)) % 10007
+    return value
+
+
+def model_next(tokens: Sequence[int], table: Sequence[int], wrong_every: int = 0) -> int:
+    """Say what the toy model says after `tokens`."""
+    value = mix(tokens)
+    return table[(value + (wrong_every > 0 and value % wrong_every == 0)) % VOCAB]
+
+
+def table(seed: int = 0) -> np.ndarray:
+    """The only weight: a permutation of the vocabulary."""
+    return np.random.default_rng(seed).permutation(VOCAB).astype(np.int32)
+
+
+def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
+    from tvm.script import tirx as T  # noqa: N812
+
+    outputs = 1 if last_only else rows
+    first = rows - 1 if last_only else 0
+
+    @T.prim_func
+    def step(
+        tokens: T.Buffer((rows,), "int32"),
+        start: T.Buffer((1,), "int32"),
+        following: T.Buffer((outputs,), "int32"),
+        cache: T.Buffer((CAPACITY,), "uint16"),
+        weight: T.Buffer((VOCAB,), "int32"),
+    ):
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        value = T.alloc_buffer((1,), "int32")
+        for i in range(rows):
+            cache[start[0] + i] = T.cast(tokens[i], "uint16")
+        for i in range(outputs):
+            value[0] = 0
+            for j in range(start[0] + first + i + 1):
+                value[0] = (value[0] * 31 + T.cast(cache[j], "int32") * (j + 3)) % 10007
+            following[i] = weight[
+                (value[0] + T.if_then_else(wrong > 0 and value[0] % T.max(wrong, 1) == 0, 1, 0)) % VOCAB
+            ]
+
+    return step
+
+
+def _function(entry: str, rows: int, cache: str, last_only: bool) -> Function:
+    args = (
+        Arg(name="tokens", kind="tokens", dtype="int32", shape=(rows,)),
+        Arg(name="start", kind="start", dtype="int32", shape=(1,)),
+        Arg(name="next", kind="next", dtype="int32", shape=(1 if last_only else rows,)),
+        Arg(name=cache, kind="cache", dtype="uint16", shape=(CAPACITY,)),
+        Arg(name="table", kind="weight", dtype="int32", shape=(VOCAB,)),
+    )
+    return Function(entry=entry, rows=rows, last_only=last_only, symbol=f"{entry}_{rows}", args=args)
+
+
+def compile_toy(folder: Path, wrong_every: int = 3) -> Compiled:
+    """Compile a target and two drafts, wrong in one of `wrong_every` cases; `draft` shares the cache."""
+    import tvm
+
+    functions, code = [], {}
+    for entry, sizes in ROWS.items():
+        for rows in sizes:
+            last_only = entry == "target" and rows == 16
+            function = _function(entry, rows, "kv_other" if entry == "other" else "kv", last_only)
+            wrong = 0 if entry == "target" else wrong_every
+            code[function.symbol] = _prim_func(function.symbol, rows, wrong, last_only)
+            functions.append(function)
+    path = folder / "toy.so"
+    tvm.compile(tvm.IRModule(code), target="llvm").export_library(str(path))
+    return Compiled(path, {"table": table()}, tuple(functions), "generic", (), "x86_64-unknown-linux-gnu")
+
+
+def facts(**changes: object) -> dict[str, object]:
+    """Manifest fields of the toy artifact."""
+    return {
+        "family": "toy",
+        "source": "tests",
+        "pipeline": "",
+        "chain": ("target", "draft"),
+        "capacity": CAPACITY,
+        "vocab_size": VOCAB,
+        "eos_token_ids": (EOS,),
+        "draft_length": 3,
+        **changes,
+    }
+
+
+def save_toy(target: Path, compiled: Compiled, files: Iterable[Path] = (), **changes: object) -> Manifest:
+    """Write the toy artifact, with the given tokenizer files."""
+    fields = facts(**changes)
+    return save(target, compiled, fields, tokenizer_files=files, graphs={"target": "toy\n"}, force=True)
+
+
+def write_tokenizer(folder: Path, template: str | None = None) -> list[Path]:
+    """Write a tokenizer of 50 entries: letters, the two bytes of "ü", EOS and fillers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = [chr(ord("a") + i) for i in range(26)]
+    words = ["<s>", "<e>", "x1", "x2", "x3", "x4", "x5", "</s>", "Ġ", "Ã", "¼"]
+    entries = words + letters + [f"<r{i}>" for i in range(VOCAB - len(words) - len(letters))]
+    tokenizer = Tokenizer(models.BPE({entry: i for i, entry in enumerate(entries)}, [], unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "<e>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return [folder / "tokenizer.json", folder / "tokenizer_config.json"]
