@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from specqd.codegen.tir import f32, i32, tirx
+from specqd.codegen.tir import f32, i32, intrinsic, tirx
 
-__all__ = ["erf", "exp", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh"]
+__all__ = ["add", "erf", "exp", "fma", "gelu", "gelu_tanh", "sigmoid", "silu", "subtract", "tanh"]
 
 # Minimax-like polynomial of 2^f on [-0.5, 0.5] (Taylor of exp(f ln 2) to order 7; error below 1e-8).
 _EXP2 = [math.log(2) ** n / math.factorial(n) for n in range(8)]
@@ -18,19 +18,49 @@ _EXP2 = [math.log(2) ** n / math.factorial(n) for n in range(8)]
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """`a * b + c`, with one rounding wherever the CPU has the instruction.
+
+    Left to itself LLVM fuses a product into a sum when the product has no other reader, so the same formula could
+    round differently in two functions. Saying it keeps a row's bits the same in all of them.
+    """
+    return intrinsic("float32", "llvm.fmuladd", a, b, c)
+
+
+def add(a: Any, b: Any) -> Any:
+    """`a + b`, as `fma` when one of them is a float32 product."""
+    for product, other in ((a, b), (b, a)):
+        if isinstance(product, tirx.Mul) and not _is_integer(product):
+            return fma(product.a, product.b, other)
+    return a + b
+
+
+def subtract(a: Any, b: Any) -> Any:
+    """`a - b`, as `fma` when one of them is a float32 product."""
+    if isinstance(a, tirx.Mul) and not _is_integer(a):
+        return fma(a.a, a.b, b * f32(-1.0))
+    if isinstance(b, tirx.Mul) and not _is_integer(b):
+        return fma(b.a * f32(-1.0), b.b, a)
+    return a - b
+
+
+def _is_integer(expr: Any) -> bool:
+    return not str(expr.ty).startswith(("float", "T.float"))
+
+
 def _polynomial(x: Any, coefficients: list[float]) -> Any:
     value = f32(coefficients[-1])
     for c in reversed(coefficients[:-1]):
-        value = value * x + f32(c)
+        value = fma(value, x, f32(c))
     return value
 
 
 def exp(x: Any) -> Any:
     """`e^x` for float32; below -87.3 it is 0 within a subnormal, above 88.7 it is infinite-like large."""
-    scaled = tirx.max(tirx.min(x, f32(88.3)), f32(-87.3)) * f32(1.0 / math.log(2))
-    whole = tirx.floor(scaled + f32(0.5))
+    limited = tirx.max(tirx.min(x, f32(88.3)), f32(-87.3))
+    whole = tirx.floor(fma(limited, f32(1.0 / math.log(2)), f32(0.5)))
     power = tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("int32", whole) + i32(127), i32(23)))
-    return _polynomial(scaled - whole, _EXP2) * power
+    return _polynomial(fma(limited, f32(1.0 / math.log(2)), whole * f32(-1.0)), _EXP2) * power
 
 
 def sigmoid(x: Any) -> Any:
@@ -54,8 +84,8 @@ def tanh(x: Any) -> Any:
 def erf(x: Any) -> Any:
     """Error function, absolute error below 2e-7."""
     size = tirx.abs(x)
-    t = f32(1.0) / (f32(1.0) + f32(0.3275911) * size)
-    value = f32(1.0) - t * _polynomial(t, list(_ERF)) * exp(f32(0.0) - size * size)
+    t = f32(1.0) / fma(size, f32(0.3275911), f32(1.0))
+    value = subtract(f32(1.0), t * _polynomial(t, list(_ERF)) * exp(size * (size * f32(-1.0))))
     return tirx.Select(x < f32(0.0), f32(0.0) - value, value)
 
 
@@ -66,5 +96,5 @@ def gelu(x: Any) -> Any:
 
 def gelu_tanh(x: Any) -> Any:
     """GELU by its tanh approximation (Hendrycks & Gimpel, section 2)."""
-    inner = f32(math.sqrt(2 / math.pi)) * (x + f32(0.044715) * x * x * x)
+    inner = f32(math.sqrt(2 / math.pi)) * fma(f32(0.044715) * x * x, x, x)
     return f32(0.5) * x * (f32(1.0) + tanh(inner))

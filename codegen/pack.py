@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from specqd.codegen.kernels.dense import BLOCK
+from specqd.codegen.kernels.integer import GROUP
 from specqd.errors import CodegenError
 
 __all__ = ["Packed", "pack"]
@@ -72,6 +73,7 @@ def _mxfp4_scales(scales: Tensor) -> np.ndarray:
 
 def _int8(values: Tensor) -> np.ndarray:
     v = _padded(values).numpy()
+    v = np.pad(v, ((0, 0), (0, -v.shape[1] % GROUP)))
     n, k = v.shape
     return np.ascontiguousarray(v.reshape(n // BLOCK, BLOCK, k // 4, 4).transpose(0, 2, 1, 3))
 

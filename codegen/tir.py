@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as I  # noqa: N812
 
-__all__ = ["I", "bind", "f32", "i32", "intrinsic", "load", "local", "range_of", "splat", "store", "tirx"]
+__all__ = ["I", "bind", "f32", "i32", "intrinsic", "load", "local", "parallel", "range_of", "splat", "store", "tirx"]
 
 bind = I.bind
 
@@ -46,6 +48,21 @@ def intrinsic(dtype: str, name: str, *args: Any) -> Any:
 def local(size: int, dtype: str) -> Any:
     """Allocate a small buffer of this thread; constant indices keep it in registers."""
     return I.alloc_local((size,), dtype)
+
+
+@contextmanager
+def parallel(extent: int) -> Iterator[Any]:
+    """Open a loop whose iterations are shared among the threads, each run by exactly one of them.
+
+    A parallel loop of one iteration would be simplified away and its body run by every thread: harmless for a pure
+    function of its inputs, wrong for one that updates in place. So it becomes two, of which one does nothing.
+    """
+    with I.parallel(0, max(extent, 2)) as var:
+        if extent > 1:
+            yield var
+        else:
+            with I.If(var < 1), I.Then():
+                yield var
 
 
 def range_of(extent: int) -> Any:

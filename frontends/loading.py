@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from specqd.errors import CaptureError
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["load", "quietly"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Silence transformers' log, progress bars and warnings; what matters of them is raised."""
     from transformers.utils import logging
@@ -38,27 +40,46 @@ def quietly() -> Iterator[None]:
 
 def load(path: Path) -> PreTrainedModel:
     """Return the model of a checked folder or .gguf file; raises CaptureError if a weight is missing."""
-    from transformers import AutoModelForCausalLM
-
-    where: dict[str, Any] = {"use_safetensors": True, "dtype": "auto"}
-    if path.is_file():
-        # GGUF keeps norms in float32 and matrices in blocks of its own; both come from a BF16 checkpoint.
-        where = {"gguf_file": path.name, "dtype": torch.bfloat16}
-    folder = path.parent if path.is_file() else path
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, and refused below
-            attn_implementation="eager",
-            **where,
-        )
+        model, found = _from_folder(path) if path.is_dir() else _from_gguf(path)
     except Exception as error:
         raise CaptureError(f"transformers cannot load {path}: {_first_line(error)}") from error
     _check_complete(model, found, path)
     _refresh_buffers(model)
     return model.eval()
+
+
+def _from_folder(path: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype="auto",
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported, and refused below
+        attn_implementation="eager",
+    )
+
+
+def _from_gguf(path: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
+    # from_pretrained(gguf_file=...) would need `accelerate`; its parts do the same without. GGUF keeps norms
+    # in float32 and matrices in blocks of its own, all made from a BF16 checkpoint: BF16 it becomes again.
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar takes no notice of the switch
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.bfloat16, attn_implementation="eager"
+            )
+        read = load_gguf_checkpoint(path, True, model_to_load=model, torch_dtype=torch.bfloat16)
+    model.load_state_dict(read["tensors"], strict=False, assign=True)
+    model.tie_weights()
+    missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    return model, {"missing_keys": missing, "mismatched_keys": [], "unexpected_keys": []}
 
 
 def _check_complete(model: PreTrainedModel, found: dict[str, Any], path: Path) -> None:
@@ -85,22 +106,32 @@ def _check_complete(model: PreTrainedModel, found: dict[str, Any], path: Path) -
 
 
 def _refresh_buffers(model: PreTrainedModel) -> None:
-    """Compute derived buffers (not in the checkpoint) again in float32 where loading made them in BF16.
+    """Compute derived buffers (not in the checkpoint) in float32 where loading made them in BF16, or not.
 
     The graph computes in float32, so such a buffer (Gemma 3's embedding scale) must not be rounded either.
     """
-    stale = False
+    stale: list[tuple[nn.Module, str, torch.Tensor]] = []
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+        tensor._is_hf_initialized = True
     for module in model.modules():
         for name in module._non_persistent_buffers_set:
-            buffer = module._buffers[name]
-            if buffer is not None and buffer.dtype in (torch.bfloat16, torch.float16):
-                module._buffers[name] = buffer.float()
-                module._is_hf_initialized = False  # type: ignore[assignment]
-                stale = True
+            old = module._buffers[name]
+            if old is None or not (old.is_meta or old.dtype in (torch.bfloat16, torch.float16)):
+                continue
+            dtype = torch.float32 if old.is_floating_point() else old.dtype
+            unset = float("nan") if old.is_floating_point() else 0
+            module._buffers[name] = torch.full(old.shape, unset, dtype=dtype)
+            module._is_hf_initialized = False
+            stale.append((module, name, old))
     if stale:
         model.initialize_weights()
+    for module, name, old in stale:
+        if torch.isnan(module.get_buffer(name)).any():
+            if old.is_meta:
+                raise CaptureError(
+                    f"{type(module).__name__} cannot compute its {name}; give a folder instead"
+                )
+            module._buffers[name] = old.float()
 
 
 def _first_line(error: BaseException) -> str:

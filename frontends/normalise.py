@@ -36,8 +36,11 @@ def place(node: fx.Node) -> str:
     """Say where a node comes from: the model's module and the last line of its source."""
     stack = node.meta.get("nn_module_stack") or {}
     path, kind = list(stack.values())[-1] if stack else ("", "")
+    # Names are seen from the wrapper that calls the model.
+    module = (
+        f"{path.removeprefix('model.') or 'model'} ({str(kind).rsplit('.', 1)[-1]})" if kind else "the model"
+    )
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    module = f"{path.removeprefix('model.')} ({str(kind).rsplit('.', 1)[-1]})" if kind else "the model"
     return f"{module}: {lines[-1]}" if lines else module
 
 

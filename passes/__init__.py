@@ -2,8 +2,8 @@
 
     program = Pipeline.parse("insert-kv-cache, fuse-rms-norm, derive-draft, draft: cast-mxfp4")(program)
 
-`registered()` gives every pass by name and `options(pass_type)` what it can be told; docs/write-a-pass.md shows how
-to add one.
+`registered()` gives every pass by name and `options(pass_type)` what it can be told; docs/write-a-pass.md
+shows how to add one.
 """
 
 from .contract import Pass, Refusal, Result

@@ -44,13 +44,15 @@ class Result:
 
 @dataclass_transform(frozen_default=True)
 class Pass(ABC):
-    """A graph rewrite. Subclasses become frozen dataclasses; their fields are their options, each with a default.
+    """A graph rewrite; subclasses become frozen dataclasses, and their fields are their options.
 
-    Calling a pass checks `requires`, runs it on a copy of the program, removes dead nodes, lints, checks `ensures`
-    and appends an Event to the program's history. A subclass has a `name` in kebab-case and a docstring that is its
-    specification; the docstring's `Attributes:` section documents the options.
+    Calling a pass checks `requires`, runs it on a copy of the program, removes dead nodes, lints, checks
+    `ensures` and appends an Event to the program's history. A subclass has a `name` in kebab-case and a
+    docstring that is its specification; the docstring's `Attributes:` section documents the options, which
+    all have defaults.
 
-    Raises InputError for option values of the wrong type and ContractError for a subclass that breaks these rules.
+    Raises InputError for option values of the wrong type and ContractError for a subclass that breaks these
+    rules.
     """
 
     registry: ClassVar[dict[str, type[Pass]]] = {}
@@ -65,10 +67,7 @@ class Pass(ABC):
             raise ContractError(f"the pass {cls.__name__} needs a name in kebab-case, not {name!r}")
         if not doc:
             raise ContractError(f"the pass {cls.__name__} needs a docstring: it is its specification")
-        dataclass(frozen=True)(cls)
-        bare = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
-        if bare:
-            raise ContractError(f"the option {bare[0]!r} of the pass {name} needs a default (and not a factory)")
+        _make_dataclass(cls, name)
         known = Pass.registry.setdefault(name, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ContractError(f"two passes are named {name!r}: {known.__module__} and {cls.__module__}")
@@ -83,23 +82,26 @@ class Pass(ABC):
 
     @property
     def lossless(self) -> bool:
-        """Whether logits stay the same but for the order of float additions; `verify` checks passes that say so."""
+        """Whether logits stay the same but for the order of float additions; `verify` checks that."""
         return True
 
     def requires(self, program: Program, entry: Entry) -> str | None:
         """Say what is wrong with the incoming program, or nothing."""
+        return None
 
     def ensures(self, program: Program, entry: Entry) -> str | None:
         """Say what is wrong with the outgoing program, or nothing."""
+        return None
 
     @abstractmethod
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
-        """Rewrite `entry` in place, yielding each new node and each refusal; `program` is the pass's own copy."""
+        """Rewrite `entry` of `program` (a copy) in place, yielding each new node and each refusal."""
 
     def __call__(self, program: Program, entry: str | None = None) -> Result:
         """Apply the pass to the entry of that name (default: the target) of a copy of `program`.
 
-        Raises ContractError if the pass breaks its contract, and InputError if its options do not suit the program.
+        Raises ContractError if the pass breaks its contract, and InputError if its options do not suit the
+        program.
         """
         program = program.copy()
         own = program.target if entry is None else program.entry(entry)
@@ -118,27 +120,44 @@ class Pass(ABC):
         return Result(program, own.name, made, refusals)
 
     def __str__(self) -> str:
-        """Give the pass as a pipeline's text has it: options that differ from their defaults, in field order."""
-        given = [(o.name, getattr(self, o.name)) for o in options(type(self)) if getattr(self, o.name) != o.default]
+        """Give the pass as text: its name and the options that differ from their defaults, in order."""
+        given = [
+            (o.name, getattr(self, o.name)) for o in options(type(self)) if getattr(self, o.name) != o.default
+        ]
         return self.name + ("{" + ",".join(f"{n}={write(v)}" for n, v in given) + "}" if given else "")
 
     def _collect(self, program: Program, entry: Entry) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
-        made: list[str] = []
-        refusals: list[Refusal] = []
         try:
-            for item in self.run(program, entry):
-                if isinstance(item, Refusal):
-                    refusals.append(item)
-                elif isinstance(item, fx.Node) and any(item.graph is e.graph for e in program.entries.values()):
-                    made.append(item.name)
-                else:
-                    raise ContractError(f"{self.name} yielded {item!r}; yield new nodes of the program and refusals")
+            seen = list(self.run(program, entry))
         except SpecqdError:
             raise
         except Exception as error:
-            raise ContractError(f"{self.name} failed on {entry.name}, a bug in the pass: {error!r}") from error
-        return tuple(made), tuple(refusals)
+            raise ContractError(
+                f"{self.name} failed on {entry.name}, a bug in the pass: {error!r}"
+            ) from error
+        graphs = [e.graph for e in program.entries.values()]
+        for item in seen:
+            if not isinstance(item, Refusal) and not (isinstance(item, fx.Node) and item.graph in graphs):
+                raise ContractError(
+                    f"{self.name} yielded {item!r}; yield new nodes of the program and refusals"
+                )
+        made = tuple(item.name for item in seen if isinstance(item, fx.Node))
+        return made, tuple(item for item in seen if isinstance(item, Refusal))
 
     def _demand(self, wrong: str | None, entry: Entry, when: str) -> None:
         if wrong:
             raise ContractError(f"{self.name} on {entry.name}: {when} the pass, {wrong}")
+
+
+def _make_dataclass(cls: type[Pass], name: str) -> None:
+    try:
+        dataclass(frozen=True)(cls)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"the options of the pass {name} need plain defaults: {error}") from error
+    for option in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if option.default is dataclasses.MISSING:
+            raise ContractError(
+                f"the option {option.name!r} of the pass {name} needs a default, not a factory"
+            )
+        if option.name == "name" or hasattr(Pass, option.name):
+            raise ContractError(f"the pass {name} cannot have an option {option.name!r}: every pass has that")

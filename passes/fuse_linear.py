@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 from torch import fx
@@ -22,16 +22,16 @@ aten = torch.ops.aten
 class FuseLinear(Pass):
     """Join linears that read the same value into one, over the rows of all their weights.
 
-        linear(x, q), linear(x, k), linear(x, v)  ->  y = linear(x, [q; k; v]); y[..., :a], y[..., a:b], y[..., b:]
+        linear(x, q), linear(x, k)  ->  y = linear(x, [q; k]); y[..., :a], y[..., a:b]
 
-    1. Weights of one dtype are joined, with biases if all have one (of one dtype); what differs forms a group of
-       its own.
+    1. Weights of one dtype are joined, with biases if all have one (of one dtype); what differs forms a group
+       of its own.
     2. The new weight is named after its parts: `layers.0.self_attn.{q_proj+k_proj+v_proj}.weight`.
     3. The linear that makes the logits is never joined.
 
-    Refused: a weight that is computed, or read elsewhere too (it would be stored twice), and a linear whose dtype or
-    bias none of the others that read the same value has. Sums stay in order along the input dimension, but a kernel
-    may choose another order for another number of rows.
+    Refused: a weight that is computed, or read elsewhere too (it would be stored twice), and a linear whose
+    dtype or bias none of the others that read the same value has. Sums stay in order along the input
+    dimension, but a kernel may choose another order for another number of rows.
     """
 
     name = "fuse-linear"
@@ -42,7 +42,7 @@ class FuseLinear(Pass):
         readers: dict[fx.Node, list[fx.Node]] = {}
         for node in entry.graph.nodes:
             if calls(node, aten.linear) and node is not last:
-                readers.setdefault(node.args[0], []).append(node)  # type: ignore[arg-type]
+                readers.setdefault(node.args[0], []).append(node)
         for nodes in readers.values():
             if len(nodes) == 1:
                 continue
@@ -81,7 +81,7 @@ def _alone(kind: tuple, node: fx.Node) -> str:
 def _join(program: Program, members: Sequence[fx.Node]) -> Iterator[fx.Node]:
     first = members[0]
     biases = [arguments(n)["bias"] for n in members]
-    args: list[fx.Node] = [first.args[0]]  # type: ignore[list-item]
+    args: list[fx.Node] = [first.args[0]]
     for names in ([str(weight_of(n)) for n in members], [str(b.target) for b in biases if b is not None]):
         if names:
             joined = torch.cat([program.weights[name] for name in names])
@@ -100,7 +100,12 @@ def _join(program: Program, members: Sequence[fx.Node]) -> Iterator[fx.Node]:
 def _joint_name(names: Sequence[str]) -> str:
     """Join dotted names by what differs: `a.x.weight, a.y.weight` to `a.{x+y}.weight`."""
     parts = [name.split(".") for name in names]
-    prefix = len(commonprefix(parts))
-    suffix = min(len(commonprefix([p[::-1] for p in parts])), *(len(p) - prefix - 1 for p in parts))
+    prefix = _common(parts)
+    suffix = min(_common([p[::-1] for p in parts]), *(len(p) - prefix - 1 for p in parts))
     middles = "+".join(".".join(p[prefix : len(p) - suffix]) for p in parts)
     return ".".join([*parts[0][:prefix], "{" + middles + "}", *parts[0][len(parts[0]) - suffix :]])
+
+
+def _common(lists: Sequence[Sequence[str]]) -> int:
+    """Count the leading words that all lists share."""
+    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*lists, strict=False)))

@@ -39,9 +39,9 @@ class FuseRMSNorm(Pass):
     3. `x * s * (1 + weight)` (Gemma)       ->  rms_norm(x, weight, eps, 1); any number in the place of 1
     4. `aten.rms_norm(x, [n], weight, eps)` ->  rms_norm(x, weight, eps, 0); no eps means float32's epsilon
 
-    Products match in either order, and `x * x` like `x ** 2`. A weight that is not one vector of the last dimension
-    (Cohere has one a head) stays an ordinary multiplication behind case 1. What is left alone says which of these
-    conditions it breaks.
+    Products match in either order, and `x * x` like `x ** 2`. A weight that is not one vector of the last
+    dimension (Cohere has one a head) stays an ordinary multiplication behind case 1. What is left alone says
+    which of these conditions it breaks.
     """
 
     name = "fuse-rms-norm"
@@ -56,7 +56,9 @@ class FuseRMSNorm(Pass):
                 yield Refusal(node.name, found)
             else:
                 last, *args = found
-                yield replace(last, torch.ops.specqd.rms_norm.default, tuple(args))
+                new = replace(last, torch.ops.specqd.rms_norm.default, tuple(args))
+                known[new] = known[last]  # the next norm may read it
+                yield new
 
 
 def _of_aten(node: fx.Node) -> _Norm | str:
@@ -68,7 +70,8 @@ def _of_aten(node: fx.Node) -> _Norm | str:
 
 
 def _of_steps(rsqrt: fx.Node, known: dict[fx.Node, torch.Size]) -> _Norm | str:
-    plus_eps = literal(rsqrt.args[0], aten.add) if calls(rsqrt.args[0], aten.add) else None  # type: ignore[arg-type]
+    inner = rsqrt.args[0]
+    plus_eps = literal(inner, aten.add) if isinstance(inner, fx.Node) else None
     if plus_eps is None or not calls(plus_eps[0], aten.mean):
         return "it is not taken of a mean plus a number"
     mean, eps = plus_eps
@@ -79,9 +82,9 @@ def _of_steps(rsqrt: fx.Node, known: dict[fx.Node, torch.Size]) -> _Norm | str:
         return f"the mean is of {square}, which is not a square"
     if list(averaged.get("dim") or []) not in ([-1], [len(known[x]) - 1]) or not averaged.get("keepdim"):
         return f"{mean} is not over the last dimension alone, or does not keep it"
-    for inner in (square, mean, rsqrt.args[0]):
-        if len(inner.users) != 1:  # type: ignore[union-attr]
-            return f"{inner} is also used elsewhere"
+    shared = [n for n in (square, mean, inner) if len(n.users) != 1]
+    if shared:
+        return f"{shared[0]} is also used elsewhere"
     scaled = only_user(rsqrt, aten.mul)
     if scaled is None:
         return "it is not used by one multiplication alone"
@@ -92,7 +95,7 @@ def _of_steps(rsqrt: fx.Node, known: dict[fx.Node, torch.Size]) -> _Norm | str:
 
 def _squared(node: fx.Node) -> fx.Node | None:
     if calls(node, aten.pow) and node.args[1] == 2:
-        return node.args[0]  # type: ignore[return-value]
+        return node.args[0]
     if calls(node, aten.mul) and isinstance(node.args[0], fx.Node) and same(*node.args[:2]):
         return node.args[0]
     return None
@@ -100,7 +103,7 @@ def _squared(node: fx.Node) -> fx.Node | None:
 
 def _other(product: fx.Node, factor: fx.Node) -> fx.Node:
     a, b = product.args
-    return b if a is factor else a  # type: ignore[return-value]
+    return b if a is factor else a
 
 
 def _with_weight(scaled: fx.Node, x: fx.Node, eps: float, known: dict[fx.Node, torch.Size]) -> _Norm:
@@ -109,8 +112,8 @@ def _with_weight(scaled: fx.Node, x: fx.Node, eps: float, known: dict[fx.Node, t
     weight: object = _other(product, scaled) if product else None
     offset = 0.0
     if calls(weight, aten.add):
-        weight, offset = literal(weight, aten.add) or (None, 0.0)  # type: ignore[arg-type]
+        weight, offset = literal(weight, aten.add) or (None, 0.0)
     stored = isinstance(weight, fx.Node) and weight.op == "get_attr"
-    if product is None or not stored or known[weight] != known[x][-1:]:  # type: ignore[index]
+    if product is None or not stored or known[weight] != known[x][-1:]:
         return _Norm(scaled, x, None, eps, 0.0)
-    return _Norm(product, x, weight, eps, offset)  # type: ignore[arg-type]
+    return _Norm(product, x, weight, eps, offset)

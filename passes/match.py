@@ -11,8 +11,8 @@ from specqd import reference
 from specqd.program import Entry, Program
 
 __all__ = [
-    "LINEARS", "Part", "arguments", "calls", "head", "literal", "only_user", "part", "same", "shapes", "weight_of",
-    "weight_uses",
+    "LINEARS", "Part", "arguments", "calls", "head", "literal", "only_user", "part", "same", "shapes",
+    "weight_of", "weight_uses",
 ]  # fmt: skip
 
 aten, ops = torch.ops.aten, torch.ops.specqd
@@ -33,7 +33,7 @@ def calls(node: Any, *packets: Any) -> bool:
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """Return an operator call's arguments by name, with the schema's defaults filled in."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    schema = node.target._schema.arguments
     given = dict(zip((a.name for a in schema), node.args, strict=False))
     return {a.name: a.default_value for a in schema if a.has_default_value()} | given | dict(node.kwargs)
 
@@ -58,7 +58,13 @@ def same(a: Any, b: Any, depth: int = 4) -> bool:
     """Say whether two values are equal because they are one node, or the same call of the same values."""
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return not isinstance(a, fx.Node) and not isinstance(b, fx.Node) and type(a) is type(b) and a == b
-    if a is b or depth == 0 or a.op != "call_function" or a.target is not b.target or len(a.args) != len(b.args):
+    if (
+        a is b
+        or depth == 0
+        or a.op != "call_function"
+        or a.target is not b.target
+        or len(a.args) != len(b.args)
+    ):
         return a is b
     schema = getattr(a.target, "_schema", None)
     if schema is None or schema.is_mutable or a.kwargs or b.kwargs:
@@ -67,7 +73,7 @@ def same(a: Any, b: Any, depth: int = 4) -> bool:
 
 
 def shapes(program: Program, entry: Entry) -> dict[fx.Node, torch.Size]:
-    """Return the shape of every tensor in an entry, with some number of rows; leaves the graph's metadata alone."""
+    """Return the shape of every tensor in an entry, with some number of rows; changes no metadata."""
     kept = {node: node.meta.get("val") for node in entry.graph.nodes}
     reference.propagate(program, entry, _ROWS)
     found = {n: n.meta["val"].shape for n in kept if isinstance(n.meta.get("val"), torch.Tensor)}
@@ -101,12 +107,12 @@ def part(node: object, known: dict[fx.Node, torch.Size]) -> Part | None:
     several, index = (*node.args, None, None)[:2]
     if node.op != "call_function" or not calls(several, aten.chunk, aten.split, aten.split_with_sizes):
         return None
-    given = arguments(several)  # type: ignore[arg-type]
+    given = arguments(several)
     source = given["self"]
     if given["dim"] not in (-1, len(known[source]) - 1):
         return None
-    sizes = {n.args[1]: known[n][-1] for n in several.users}  # type: ignore[union-attr]
-    before = [sizes.get(i) for i in range(index)]  # type: ignore[arg-type]
+    sizes = {n.args[1]: known[n][-1] for n in several.users}
+    before = [sizes.get(i) for i in range(index)]
     return None if None in before else Part(source, sum(before), sum(before) + known[node][-1])  # type: ignore[arg-type]
 
 
@@ -122,10 +128,12 @@ def weight_uses(graph: fx.Graph, name: str) -> list[fx.Node]:
 
 
 def head(graph: fx.Graph) -> fx.Node | None:
-    """Return the linear that makes the logits: the first one met on the way back from the output, if it is alone."""
+    """Return the linear that makes the logits: the first on the way back from the output, if it is alone."""
     node = next(n for n in reversed(graph.nodes) if n.op == "output")
     while not calls(node, *LINEARS):
-        computed = [n for n in node.all_input_nodes if n.op == "call_function" and not calls(n, aten.sym_size)]
+        computed = [
+            n for n in node.all_input_nodes if n.op == "call_function" and not calls(n, aten.sym_size)
+        ]
         if len(computed) != 1:
             return None
         node = computed[0]

@@ -18,7 +18,7 @@ _CLOSED_QUOTE = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 @dataclass(frozen=True)
 class Option:
-    """One field of a pass: its name, its type (`kind`), its default, and what its class docstring says of it."""
+    """One field of a pass: its name, its type (`kind`), its default, and what the docstring says of it."""
 
     name: str
     kind: Any
@@ -32,15 +32,16 @@ class Option:
             return " | ".join(map(write, get_args(self.kind)))
         if self.kind == tuple[str, ...]:
             return "names joined by |"
-        return {bool: "true | false", str: "text"}.get(self.kind, getattr(self.kind, "__name__", str(self.kind)))
+        return {bool: "true | false", str: "text"}.get(
+            self.kind, getattr(self.kind, "__name__", str(self.kind))
+        )
 
 
 def options(pass_type: type) -> tuple[Option, ...]:
     """Return the options of a pass class, in the order of its fields."""
     hints, docs = get_type_hints(pass_type), _documented(pass_type.__doc__ or "")
     return tuple(
-        Option(f.name, hints[f.name], f.default, docs.get(f.name, ""))
-        for f in dataclasses.fields(pass_type)  # type: ignore[arg-type]
+        Option(f.name, hints[f.name], f.default, docs.get(f.name, "")) for f in dataclasses.fields(pass_type)
     )
 
 

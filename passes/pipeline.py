@@ -63,7 +63,7 @@ class Pipeline:
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
-        """Read a pipeline's text; raises InputError for what cannot be read, naming the passes or options there are."""
+        """Read a pipeline's text; raises InputError for an unknown pass or option, naming those there are."""
         return cls(tuple(map(_parse_step, split(text, ",")))) if text.strip() else cls()
 
     @classmethod
@@ -117,7 +117,9 @@ def _steps(part: Pipeline | Step | Pass | str) -> tuple[Step, ...]:
 def _parse_step(text: str) -> Step:
     found = _STEP.fullmatch(text)
     if not found:
-        raise InputError(f"cannot read the pipeline step {text!r}; write pass, pass{{option=value}} or entry: pass")
+        raise InputError(
+            f"cannot read the pipeline step {text!r}; write pass, pass{{option=value}} or entry: pass"
+        )
     kind = find(found["name"])
     given = split(found["options"], ",") if (found["options"] or "").strip() else []
     return Step(kind(**_read_options(kind, given)), found["entry"])

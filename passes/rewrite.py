@@ -18,11 +18,14 @@ _DESCRIBES_THE_PLACE = ("nn_module_stack", "stack_trace", "source_fn_stack")
 def replace(old: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
     """Put a new call in the place of `old` and hand it `old`'s users; `old` dies with the pass.
 
-    The new node keeps where in the model's source it comes from, and its metadata entry `replaces` is `old`'s name.
+    The new node keeps where in the model's source it comes from, and its metadata entry `replaces` is `old`'s
+    name.
     """
     with old.graph.inserting_before(old):
         new = old.graph.create_node("call_function", target, args, name=plain_name(target))
-    new.meta = {key: old.meta[key] for key in _DESCRIBES_THE_PLACE if key in old.meta} | {"replaces": old.name}
+    new.meta = {key: old.meta[key] for key in _DESCRIBES_THE_PLACE if key in old.meta} | {
+        "replaces": old.name
+    }
     old.replace_all_uses_with(new)
     return new
 
@@ -33,7 +36,7 @@ def plain_name(target: Callable[..., Any]) -> str:
 
 
 def add_weight(program: Program, name: str, tensor: torch.Tensor) -> str:
-    """Store a weight and return its name; an equal one of that name is shared, an unequal one makes way by a suffix."""
+    """Store a weight and return its name: an equal one is shared, and an unequal one has it with a suffix."""
     unique, count = name, 2
     while unique in program.weights:
         held = program.weights[unique]

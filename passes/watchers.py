@@ -43,7 +43,7 @@ def dump_to(folder: Path) -> Watcher:
 
 
 def diff(show: Callable[[str], None]) -> Watcher:
-    """Call `show` with what each step did, in a line: `fuse-rope on target: 12 rewrites, 0 refusals, 297 -> 213 nodes`."""
+    """Call `show` with a line a step: `fuse-rope on target: 12 rewrites, 0 refusals, 297 -> 213 nodes`."""
 
     def tell(applied: Applied) -> None:
         result = applied.result
@@ -52,8 +52,8 @@ def diff(show: Callable[[str], None]) -> Watcher:
             for p in (applied.before, result.program)
         )
         show(
-            f"{applied.step.action} on {result.entry}: {result.rewrites} rewrites, {len(result.refusals)} refusals, "
-            f"{before} -> {after} nodes"
+            f"{applied.step.action} on {result.entry}: {result.rewrites} rewrites, "
+            f"{len(result.refusals)} refusals, {before} -> {after} nodes"
         )
 
     return tell
@@ -82,8 +82,8 @@ class Timing:
 def verify(tokens: torch.Tensor, *, atol: float = 1e-4, rtol: float = 1e-4) -> Watcher:
     """Compare an entry's logits before and after each step whose pass says it is lossless, in the reference.
 
-    Tokens are int64 `[1, S]`, fed at positions 0 to S-1 into fresh caches. The watcher raises ContractError, naming
-    the step and the largest difference, where one exceeds `atol + rtol * |before|`.
+    Tokens are int64 `[1, S]`, fed at positions 0 to S-1 into fresh caches. The watcher raises ContractError,
+    naming the step and the largest difference, where one exceeds `atol + rtol * |before|`.
     """
     if tokens.dim() != 2 or tokens.shape[0] != 1 or not tokens.shape[1]:
         raise InputError(f"verify needs tokens of shape [1, length], not {list(tokens.shape)}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import median
 
 import numpy as np
 
 from specqd.errors import ArtifactError
 from specqd.runtime.engine import Engine
-from specqd.runtime.library import tensor
+from specqd.runtime.library import aligned, tensor
 
 __all__ = ["Bandwidth"]
 
@@ -26,22 +29,17 @@ class Bandwidth:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._data = np.ones(_BYTES // 4, np.int32)
-        self._threads = engine.threads
+        self._data = aligned(_BYTES).view(np.int32)
+        self._data[:] = 1  # pages never written to all show the same page of zeros
+        self._engine = engine
         self._rates: list[float] = []
-        try:
-            read = engine.find("stream_read")
-            # More than any instruction set's kernel writes: 64 tasks of 8 vectors of at most 16 values.
-            data, out = tensor(self._data), np.zeros(64 * 8 * 16, np.int32)
-            sink = tensor(out)
-            self.source = "stream_read"
-            self._read = lambda: read(data, sink)
-        except ArtifactError:
-            self.source = "numpy"
-            self._read = self._read_with_numpy
+        compiled = _compiled(engine, self._data)
+        self.source = "stream_read" if compiled else "numpy"
+        self._read = compiled or self._read_with_numpy
 
     def measure(self) -> None:
         """Take some samples."""
+        self._engine.use_threads(self._engine.threads)
         for _ in range(_PASSES):
             began = time.perf_counter()
             self._read()
@@ -55,6 +53,21 @@ class Bandwidth:
         return median(self._rates)
 
     def _read_with_numpy(self) -> None:
-        parts = np.array_split(self._data.view(np.float32), self._threads)
-        with ThreadPoolExecutor(self._threads) as pool:
+        parts = np.array_split(self._data.view(np.float32), self._engine.threads)
+        with ThreadPoolExecutor(len(parts)) as pool:
             list(pool.map(lambda part: np.dot(part, part), parts))
+
+
+def _compiled(engine: Engine, data: np.ndarray) -> Callable[[], None] | None:
+    """Return a call of the artifact's `stream_read(data, out)`, if it has one."""
+    try:
+        read = engine.find("stream_read")
+    except ArtifactError:
+        return None
+    source = tensor(data)
+    for lanes in (16, 8, 4):  # the output is 64 tasks x 8 vectors of the instruction set's width
+        sink = tensor(aligned(64 * 8 * lanes * 4).view(np.int32))
+        with contextlib.suppress(Exception):  # tvm_ffi raises what the compiled check of the shape raised
+            read(source, sink)
+            return partial(read, source, sink)
+    return None

@@ -1,4 +1,4 @@
-"""The figures of `specqd bench`: how fast an artifact decodes, against what memory allows, and whether it is right.
+"""The figures of `specqd bench`: how fast an artifact decodes, against what memory allows, and whether right.
 
 What is compared is run alternately, so that a machine that slows down slows both. Figures are medians.
 """
@@ -56,10 +56,11 @@ def run(
     """
     plan = _plan(prompts, new_tokens, quick)
     tell = progress or (lambda what, done, of: None)
+    model = load(directory, threads)
+    _demand_room(model, plan)
     tell("loading in fresh processes", 0, 0)
     loads = [load_seconds(Path(directory)) for _ in range(plan.processes)]
     rss = peak_rss_mb(Path(directory), plan.prompts[0], plan.new_tokens)
-    model = load(directory, threads)
     bandwidth = Bandwidth(model.engine)
     answers = _answers(model, plan, bandwidth, tell)
     tell("timing single steps", 0, 0)
@@ -90,6 +91,16 @@ def _plan(prompts: int | None, new_tokens: int, quick: bool) -> _Plan:
     if new_tokens < 2:
         raise InputError(f"{new_tokens} new tokens give no rate: ask for 2 or more")
     return _Plan(PROMPTS[:count], new_tokens, steps=16 if quick else 96, processes=1 if quick else 5)
+
+
+def _demand_room(model: Model, plan: _Plan) -> None:
+    longest = max(len(model.encode(prompt)) for prompt in plan.prompts)
+    needed = longest + max(plan.new_tokens, max(_VERIFY_ROWS))
+    if needed > model.engine.capacity:
+        raise InputError(
+            f"measuring takes {needed} positions and the cache holds {model.engine.capacity}: ask for fewer "
+            f"`--tokens`, or compile with `--context {needed}`"
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,7 @@ def _decoding(answers: list[_Answer], gbps: float) -> dict[str, Any]:
 
 
 def _draft_steps(model: Model, plan: _Plan, gbps: float) -> dict[str, Any]:
-    """Time single draft steps after the first prompt, as plain decoding with the draft alone would run them."""
+    """Time single draft steps after the first prompt, as if the draft decoded alone."""
     engine = model.engine
     if len(engine.manifest.chain) < 2:
         return {"draft_tokens_per_s": None, "draft_bandwidth_fraction": None}
@@ -189,10 +200,6 @@ def _prefill(model: Model, plan: _Plan) -> float:
 
 def _prefilled(model: Model, plan: _Plan) -> list[int]:
     tokens = model.encode(plan.prompts[0])
-    if len(tokens) + max(_VERIFY_ROWS) > model.engine.capacity:
-        raise InputError(
-            f"a cache of {model.engine.capacity} positions is too small to measure: compile with more"
-        )
     model.generate(tokens, 1)
     return tokens
 

@@ -29,7 +29,7 @@ def default_pipeline(context: int | None = None) -> str:
     capacity = f"{{capacity={context or DEFAULT_CONTEXT}}}"
     return (
         f"fuse-rms-norm, fuse-rope, fuse-linear, insert-kv-cache{capacity}, derive-draft, "
-        f"draft: cast-mxfp4{{scale=search}}, share-kv"
+        f"draft: cast-mxfp4{{scale=search}}, draft: share-kv"
     )
 
 
@@ -62,8 +62,8 @@ def compile_model(
         raise InputError(f"cannot draft {draft_length} tokens: give 1 or more")
     if context is not None and (pipeline is not None or context < 1):
         raise InputError(
-            f"the context of {context} cannot be used: give 1 or more, and with a pipeline of your own say it "
-            f"there, as insert-kv-cache{{capacity={max(context, 1)}}}"
+            f"the context of {context} cannot be used: give 1 or more, and with a pipeline of your own say "
+            f"it there, as insert-kv-cache{{capacity={max(context, 1)}}}"
         )
     tell = progress or (lambda what, done, of: None)
     try:
@@ -72,7 +72,7 @@ def compile_model(
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         raise ArtifactError(
-            f"the disk is full ({error.filename or 'a temporary file'}): make room, or point TMPDIR elsewhere; "
+            f"the disk is full ({error.filename or 'a temporary file'}): make room, or set TMPDIR; "
             f"nothing was left at {target}"
         ) from error
 

@@ -32,10 +32,11 @@ PROMPTS = (
 )
 
 PASSAGE = (
-    "The harbour lay quiet when the first boats came back. Nets were carried up the steps, the scales were "
-    "cleaned, and someone had already lit the stove in the hut at the end of the pier. Nobody spoke about the "
-    "storm. It had passed north of the island in the night, and the only sign of it was a line of weed along the "
-    "wall, far above the usual mark. Later the teacher came down with her class and let the children look for "
-    "shells. She explained how the tide is pulled by the Moon and held back by the shape of the coast, why the "
-    "water is highest twice a day, and what the fishermen had to know before there were tables in print. "
+    "The harbour lay quiet when the first boats came back. Nets were carried up the steps, the scales "
+    "were cleaned, and someone had already lit the stove in the hut at the end of the pier. Nobody spoke "
+    "about the storm. It had passed north of the island in the night, and the only sign of it was a line "
+    "of weed along the wall, far above the usual mark. Later the teacher came down with her class and let "
+    "the children look for shells. She explained how the tide is pulled by the Moon and held back by the "
+    "shape of the coast, why the water is highest twice a day, and what the fishermen had to know before "
+    "there were tables in print. "
 )

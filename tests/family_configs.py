@@ -30,7 +30,7 @@ _MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2, **_WIDE_HEADS}
 
 
 def _of(kind: str, **changes: Any) -> Callable[[], PretrainedConfig]:
-    """Three layers, six query heads and two key heads on 48 channels, with `changes` (None leaves a field out)."""
+    """Three layers, six query and two key heads on 48 channels, with `changes` (None leaves a field out)."""
     common: dict[str, Any] = {
         "vocab_size": VOCAB,
         "hidden_size": 48,
@@ -149,7 +149,7 @@ MIXTURES = frozenset({"mixtral", "qwen3_moe", "olmoe", "gpt_oss"})
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A BF16 model with random weights large enough that every layer shows in the logits (their std is near 1)."""
+    """A BF16 model with random weights, so large that every layer shows in the logits (std near 1)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()

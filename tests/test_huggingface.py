@@ -1,4 +1,4 @@
-"""Capture of Hugging Face decoders, against transformers' own eager float32 logits of the same BF16 weights."""
+"""Capture of Hugging Face decoders, against transformers' eager float32 logits of the same BF16 weights."""
 
 import subprocess
 import sys
@@ -108,7 +108,7 @@ def test_windows_soft_caps_and_sinks_show_in_the_logits(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_graphs_follow_the_convention(family: str, captured: Captured) -> None:
-    folder, program, model = captured(family)
+    _, program, model = captured(family)
     graph, stored = program.target.graph, dict(model.state_dict())
     assert [n.target for n in graph.nodes if n.op == "placeholder"] == ["tokens", "positions"]
     assert graph.output_node().args[0].meta["val"].dtype == torch.float32
@@ -136,8 +136,8 @@ NOTHING = {
 
 def test_tied_weights_are_held_once(captured: Captured) -> None:
     program = captured("gemma")[1]
-    readers = {n.target for w in program.target.graph.find_nodes(op="get_attr", target="model.embed_tokens.weight")
-               for n in w.users}  # fmt: skip
+    embedding = program.target.graph.find_nodes(op="get_attr", target="model.embed_tokens.weight")
+    readers = {node.target for weight in embedding for node in weight.users}
     assert readers == {aten.embedding.default, aten.linear.default}
     assert "lm_head.weight" not in program.weights
 
@@ -202,10 +202,14 @@ def test_eos_comes_from_the_configuration_where_generation_has_none(tmp_path: Pa
 
 
 def test_longrope_is_right_up_to_the_original_length(rng: torch.Generator) -> None:
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16,
-            "short_factor": [1.0, 1.3, 1.7, 2.0], "long_factor": [3.0] * 4}  # fmt: skip
     config = FAMILIES["phi3"]()
-    config.rope_parameters = rope
+    config.original_max_position_embeddings = 16
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.3, 1.7, 2.0],
+        "long_factor": [3.0] * 4,
+    }
     model = random_model(config)
     program = capture(model)
     assert program.model.max_positions == 16
@@ -214,7 +218,7 @@ def test_longrope_is_right_up_to_the_original_length(rng: torch.Generator) -> No
 
 
 def test_writes_through_views_become_functional(rng: torch.Generator) -> None:
-    # DeepSeek fills its keys by writing into slices of an empty tensor; its values are narrower than its keys.
+    # DeepSeek fills its keys by writing into slices of an empty tensor; its values are narrower than keys.
     config = transformers.DeepseekV3Config(
         vocab_size=VOCAB, hidden_size=48, intermediate_size=56, moe_intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
@@ -241,7 +245,7 @@ def test_a_gguf_file_gives_the_model_it_was_made_from(tmp_path: Path, rng: torch
 
 
 def write_llama_gguf(path: Path, model: PreTrainedModel) -> None:
-    """Write a Llama as llama.cpp's converter does: rotary pairs of queries and keys interleaved, in float32."""
+    """Write a Llama as llama.cpp's converter does: rotary pairs of queries and keys interleaved."""
     import gguf
 
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
@@ -260,9 +264,7 @@ def write_llama_gguf(path: Path, model: PreTrainedModel) -> None:
         weight = parameter.detach().float()
         if count := heads.get(name.split(".")[-2]):
             weight = weight.reshape(count, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        writer.add_tensor(
-            names.get_name(name, try_suffixes=(".weight",)) + ".weight", weight.contiguous().numpy()
-        )
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

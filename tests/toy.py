@@ -37,7 +37,7 @@ def table(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(VOCAB).astype(np.int32)
 
 
-def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
+def _prim_func(name: str, rows: int, wrong: int, last_only: bool, capacity: int) -> object:
     from tvm.script import tirx as T  # noqa: N812
 
     outputs = 1 if last_only else rows
@@ -48,7 +48,7 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
         tokens: T.Buffer((rows,), "int32"),
         start: T.Buffer((1,), "int32"),
         following: T.Buffer((outputs,), "int32"),
-        cache: T.Buffer((CAPACITY,), "uint16"),
+        cache: T.Buffer((capacity,), "uint16"),
         weight: T.Buffer((VOCAB,), "int32"),
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
@@ -66,18 +66,18 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
     return step
 
 
-def _function(entry: str, rows: int, cache: str, last_only: bool) -> Function:
+def _function(entry: str, rows: int, cache: str, last_only: bool, capacity: int) -> Function:
     args = (
         Arg(name="tokens", kind="tokens", dtype="int32", shape=(rows,)),
         Arg(name="start", kind="start", dtype="int32", shape=(1,)),
         Arg(name="next", kind="next", dtype="int32", shape=(1 if last_only else rows,)),
-        Arg(name=cache, kind="cache", dtype="uint16", shape=(CAPACITY,)),
+        Arg(name=cache, kind="cache", dtype="uint16", shape=(capacity,)),
         Arg(name="table", kind="weight", dtype="int32", shape=(VOCAB,)),
     )
     return Function(entry=entry, rows=rows, last_only=last_only, symbol=f"{entry}_{rows}", args=args)
 
 
-def compile_toy(folder: Path, wrong_every: int = 3) -> Compiled:
+def compile_toy(folder: Path, wrong_every: int = 3, capacity: int = CAPACITY) -> Compiled:
     """Compile a target and two drafts, wrong in one of `wrong_every` cases; `draft` shares the cache."""
     import tvm
 
@@ -85,9 +85,9 @@ def compile_toy(folder: Path, wrong_every: int = 3) -> Compiled:
     for entry, sizes in ROWS.items():
         for rows in sizes:
             last_only = entry == "target" and rows == 16
-            function = _function(entry, rows, "kv_other" if entry == "other" else "kv", last_only)
+            function = _function(entry, rows, "kv_other" if entry == "other" else "kv", last_only, capacity)
             wrong = 0 if entry == "target" else wrong_every
-            code[function.symbol] = _prim_func(function.symbol, rows, wrong, last_only)
+            code[function.symbol] = _prim_func(function.symbol, rows, wrong, last_only, capacity)
             functions.append(function)
     path = folder / "toy.so"
     tvm.compile(tvm.IRModule(code), target="llvm").export_library(str(path))

@@ -7,7 +7,7 @@ from typing import Any
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.integer import GROUP
-from specqd.codegen.tir import I, f32, i32, load, local, splat, store, tirx
+from specqd.codegen.tir import I, f32, i32, load, local, parallel, splat, store, tirx
 
 __all__ = ["bf16_bits", "quantise"]
 
@@ -31,7 +31,7 @@ def quantise(
     lanes, groups = isa.lanes, k // GROUP
     values, scales, sums = out
     with phase():
-        with I.parallel(0, rows * groups) as u:
+        with parallel(rows * groups) as u:
             space.bound(u, rows * groups)
             block = local(GROUP, "float32")
             fill(space.simplify(u // groups), space.simplify((u % groups) * GROUP), block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, f32, i32, load, local, splat, store, tirx
+from specqd.codegen.tir import I, bind, f32, i32, load, local, parallel, splat, store, tirx
 
 __all__ = ["argmax"]
 
@@ -17,12 +17,12 @@ def argmax(isa: ISA, rows: int, n: int, logits: Any, out: Any, best: Any, where:
     lanes = isa.lanes
     chunk = -(-n // (_CHUNKS * lanes)) * lanes
     with phase():
-        with I.parallel(0, rows * _CHUNKS) as u:
+        with parallel(rows * _CHUNKS) as u:
             row, first = u // _CHUNKS, bind(tirx.min((u % _CHUNKS) * chunk, i32(n)))
             last = bind(tirx.min(first + chunk, i32(n)))
             _chunk(lanes, logits, row * n, first, last, best, where, u)
     with phase():
-        with I.parallel(0, rows) as m:
+        with parallel(rows) as m:
             top, at = local(1, "float32"), local(1, "int32")
             I.buffer_store(top, f32(-3.4e38), [0])
             I.buffer_store(at, i32(0), [0])

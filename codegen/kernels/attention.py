@@ -12,7 +12,7 @@ from typing import Any
 
 from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, f32, i32, load, local, splat, store, tirx
+from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, splat, store, tirx
 
 __all__ = ["CHUNK", "POSITIONS", "Attention", "attention"]
 
@@ -55,7 +55,7 @@ def attention(
     tiles = -(-group // limit)
     width = -(-group // tiles)
     with phase():
-        with I.parallel(0, a.rows * a.kv_heads * tiles) as u:
+        with parallel(a.rows * a.kv_heads * tiles) as u:
             row, head = u // (a.kv_heads * tiles), (u // tiles) % a.kv_heads
             position = bind(start + row)
             first = head * group + (u % tiles) * width
@@ -178,7 +178,7 @@ def _softmax(
                 weight = maths.exp(scores[at] - highest)
                 I.buffer_store(scores, tirx.Select(seen(base + s * lanes + v), weight, f32(0.0)), [at])
             store(sums, 0, load(sums, 0, lanes) + load(scores, g * CHUNK + s * lanes, lanes), lanes)
-        I.buffer_store(total, total[g] * shrink + isa.reduce("fadd", load(sums, 0, lanes)), [g])
+        I.buffer_store(total, maths.fma(total[g], shrink, isa.reduce("fadd", load(sums, 0, lanes))), [g])
         I.buffer_store(top, highest, [g])
         with I.serial(0, a.value_dim) as d:
             I.buffer_store(mixed, mixed[g * a.value_dim + d] * shrink, [g * a.value_dim + d])
@@ -209,8 +209,7 @@ def _mix(
                 for g in range(width):
                     i = (g * span + j) * lanes
                     weight = splat(weights[g * CHUNK + t], lanes)
-                    new = isa.fma(v, weight, load(acc, i, lanes)) if lanes == isa.lanes else v * weight + load(acc, i, lanes)
-                    store(acc, i, new, lanes)
+                    store(acc, i, intrinsic(f"float32{dtype}", "llvm.fmuladd", v, weight, load(acc, i, lanes)), lanes)
         for g in range(width):
             for j in range(span):
                 new = load(acc, (g * span + j) * lanes, lanes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import row_tiles, tasks
-from specqd.codegen.tir import I, f32, load, local, splat, store
+from specqd.codegen.tir import I, f32, load, local, parallel, splat, store
 
 __all__ = ["BLOCK", "dense"]
 
@@ -45,7 +45,7 @@ def dense(
 
     with phase():
         for start, count, width in tasks(blocks, rows, limit):
-            with I.parallel(0, count) as b:
+            with parallel(count) as b:
                 task(start + b * width, width)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.dense import BLOCK, Finish
 from specqd.codegen.kernels.tiling import row_tiles, tasks
-from specqd.codegen.tir import I, f32, i32, load, local, splat, store, tirx
+from specqd.codegen.tir import I, f32, i32, load, local, parallel, splat, store, tirx
 
 __all__ = ["GROUP", "integer"]
 
@@ -43,7 +43,7 @@ def integer(
     limit = max(1, isa.accumulators * isa.lanes // BLOCK // 2)
     with phase():
         for start, count, width in tasks(blocks, max(rows, limit), limit):
-            with I.parallel(0, count) as b:
+            with parallel(count) as b:
                 for tile, repeat in row_tiles(rows, limit):
                     with I.serial(0, repeat) as t:
                         space.bound(t, repeat)

@@ -7,7 +7,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, i32, load, local, splat, store, tirx
+from specqd.codegen.tir import I, i32, load, local, parallel, splat, store, tirx
 
 __all__ = ["stream_read"]
 
@@ -22,7 +22,7 @@ def stream_read(isa: ISA) -> Any:
     out = tirx.decl_buffer((_TASKS * _VECTORS * isa.lanes,), "int32", "out")
     step = _VECTORS * isa.lanes
     with IRBuilder() as builder, I.attr(0, "pragma_parallel_launch_point", 1):
-        with I.attr(0, "pragma_parallel_barrier_when_finish", 1), I.parallel(0, _TASKS) as task:
+        with I.attr(0, "pragma_parallel_barrier_when_finish", 1), parallel(_TASKS) as task:
             acc = local(step, "int32")
             for v in range(_VECTORS):
                 store(acc, v * isa.lanes, splat(i32(0), isa.lanes), isa.lanes)

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 import specqd.ops  # noqa: F401  (registers torch.ops.specqd)
+from specqd.codegen import maths
 from specqd.codegen.kernels.dense import BLOCK, dense
 from specqd.codegen.kernels.integer import GROUP, integer
 from specqd.codegen.kernels.norm import mean_and_rstd, rstd
@@ -16,7 +17,7 @@ from specqd.codegen.lower.attending import cached_attention
 from specqd.codegen.lower.values import Index, Value, of_buffer, ravel, unravel
 from specqd.codegen.lower.views import reshape
 from specqd.codegen.pack import Packed
-from specqd.codegen.tir import I, f32, i32, local, tirx
+from specqd.codegen.tir import I, f32, i32, local, parallel, tirx
 from specqd.errors import CodegenError
 
 __all__ = ["OPERATORS"]
@@ -47,8 +48,7 @@ def _linear_integer(kind: str) -> Callable[[Any, fx.Node, list[fx.Node]], Value]
         value = f.argument(x)
         n, k = f.program.weights[str(values.target)].shape
         k = k * 2 if kind == "mxfp4" else k
-        if k % GROUP:
-            raise CodegenError(f"{kind} needs input channels in whole blocks of {GROUP}, got {k}")
+        count, k = value.size // k, -(-k // GROUP) * GROUP
         rows = -(-n // BLOCK) * BLOCK
         sizes = (rows * k // 2, rows * k // GROUP) if kind == "mxfp4" else (rows * k, rows)
         scale_dtype = "uint8" if kind == "mxfp4" else "float32"
@@ -57,7 +57,7 @@ def _linear_integer(kind: str) -> Callable[[Any, fx.Node, list[fx.Node]], Value]
         operand = f.step.operand(value, "int8")
         result = _Result(f, node, chain, bias[0] if bias else None)
         integer(
-            f.isa, value.size // k, n, k, operand, (w, s), (w_at, s_at), kind, result.finish, f.step.phase, f.space
+            f.isa, count, n, k, operand, (w, s), (w_at, s_at), kind, result.finish, f.step.phase, f.space
         )
         return result.value
 
@@ -162,7 +162,7 @@ def _statistics(f: Any, x: Value, count: int, compute: Callable[[Any], tuple[Any
         with I.serial(0, rows) as r:
             row(r)
     else:
-        with f.step.phase(), I.parallel(0, rows) as r:
+        with f.step.phase(), parallel(rows) as r:
             row(r)
     return buffers
 
@@ -197,7 +197,7 @@ def _layer_norm(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         r = f.space.simplify(ravel(index[:-1], x.shape[:-1]))
         y = (x.at(index) - mean[r]) * scale[r]
         y = y if gain is None else y * gain.at([index[-1]])
-        return y if shift is None else y + shift.at([index[-1]])
+        return y if shift is None else maths.add(y, shift.at([index[-1]]))
 
     return Value(x.shape, "float32", at, vectorises=x.vectorises)
 
@@ -229,7 +229,7 @@ def _rope(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
 
         def rotate(shift: int, sign: float) -> Any:
             other = x.at([*index[:-1], f.space.simplify(d + shift)])
-            return x.at(index) * cos.at(angle) + other * (sin.at(angle) * f32(sign))
+            return maths.fma(x.at(index), cos.at(angle), other * (sin.at(angle) * f32(sign)))
 
         if f.space.proves(d < half):
             return rotate(half, -1.0)

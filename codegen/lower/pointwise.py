@@ -18,11 +18,11 @@ aten = torch.ops.aten
 
 
 def _add(a: Any, b: Any, alpha: Any = 1) -> Any:
-    return a + b if alpha == 1 else a + b * alpha
+    return maths.add(a, b if alpha == 1 else b * alpha)
 
 
 def _sub(a: Any, b: Any, alpha: Any = 1) -> Any:
-    return a - b if alpha == 1 else a - b * alpha
+    return maths.subtract(a, b if alpha == 1 else b * alpha)
 
 
 def _power(x: Any, exponent: Any) -> Any:
@@ -37,8 +37,8 @@ def _power(x: Any, exponent: Any) -> Any:
 
 
 def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
-    x = x if low is None else tirx.max(x, f32(low))
-    return x if high is None else tirx.min(x, f32(high))
+    x = x if low is None else tirx.max(x, low)
+    return x if high is None else tirx.min(x, high)
 
 
 def _gelu(x: Any, approximate: str = "none") -> Any:
@@ -49,7 +49,7 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
 ELEMENTWISE: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: _add,
     aten.sub.Tensor: _sub,
-    aten.rsub.Scalar: lambda a, b: b - a,
+    aten.rsub.Scalar: lambda a, b: maths.subtract(b, a),
     aten.mul.Tensor: lambda a, b: a * b,
     aten.div.Tensor: lambda a, b: a / b,
     aten.neg.default: lambda x: -x,

@@ -13,7 +13,7 @@ from specqd.codegen.kernels.activations import bf16_bits, quantise
 from specqd.codegen.kernels.integer import GROUP
 from specqd.codegen.lower.values import Space, Value, of_buffer, unravel
 from specqd.codegen.pack import Packed
-from specqd.codegen.tir import I, i32, local, tirx
+from specqd.codegen.tir import I, i32, local, parallel, tirx
 
 __all__ = ["Parameter", "Step"]
 
@@ -92,7 +92,7 @@ class Step:
     @contextmanager
     def parallel(self, extent: int) -> Iterator[Any]:
         """Open a parallel loop whose variable's range is known."""
-        with I.parallel(0, extent) as var:
+        with parallel(extent) as var:
             yield self.space.bound(var, extent)
 
     @contextmanager
@@ -179,8 +179,8 @@ class Step:
         return buffer
 
     def _int8_operand(self, value: Value) -> Any:
-        k = value.shape[-1]
-        rows = value.size // k
+        rows = value.size // value.shape[-1]
+        k = -(-value.shape[-1] // GROUP) * GROUP
         out = (
             self.scratch(rows * k // 4, "int32"),
             self.scratch(rows * k // GROUP, "float32"),
@@ -188,7 +188,16 @@ class Step:
         )
 
         def fill(row: Any, first: Any, line: Any) -> None:
-            self._fill_line(value, row, first, GROUP, line)
+            if k == value.shape[-1]:
+                self._fill_line(value, row, first, GROUP, line)
+                return
+            lead = unravel(row, value.shape[:-1], self.space)
+            with self.serial(GROUP) as i:
+                with I.If(first + i < value.shape[-1]):
+                    with I.Then():
+                        I.buffer_store(line, value.at([*lead, first + i]), [i])
+                    with I.Else():
+                        I.buffer_store(line, tirx.const(0.0, "float32"), [i])
 
         quantise(self.isa, rows, k, fill, out, self.phase, self.space)
         return out

@@ -17,6 +17,7 @@ from specqd.program import Entry, KVCache, Program
 __all__ = ["InsertKVCache"]
 
 _USUAL_CAPACITY = 2048
+_ARGUMENTS = ("q", "k", "v", "scale", "layer", "window", "softcap", "sinks")
 _Shape = tuple[int, int, int]
 
 
@@ -25,8 +26,9 @@ class InsertKVCache(Pass):
 
         causal_attention(q, k, v, ...)  ->  cached_attention(q, k, v, kv_k, kv_v, positions, ...)
 
-    1. Layers whose keys and values have one shape share one KVCache. The target's caches are named `kv`, `kv2`, ...
-       in order of first use, those of another entry `<entry>_kv`, ...; `layer` becomes the index within the cache.
+    1. Layers whose keys and values have one shape share one KVCache. The target's caches are named `kv`,
+       `kv2`, ... in order of first use, those of another entry `<entry>_kv`, ...; `layer` becomes the index
+       within the cache.
     2. Each cache is two placeholders after `positions`: `<name>_k` and `<name>_v`.
     3. A capacity above the model's number of positions is an InputError.
 
@@ -43,7 +45,9 @@ class InsertKVCache(Pass):
         """Check the capacity's sign."""
         super().__post_init__()
         if self.capacity < 0:
-            raise InputError(f"{self.name}: the capacity is {self.capacity}; give at least 1, or 0 for the usual one")
+            raise InputError(
+                f"{self.name}: the capacity is {self.capacity}; give at least 1, or 0 for the usual one"
+            )
 
     @property
     def lossless(self) -> bool:
@@ -63,7 +67,9 @@ class InsertKVCache(Pass):
         if stateless:
             return f"{stateless[0]} still has no cache"
         declared = {f"{name}_{part}" for name in program.caches for part in "kv"} | {"tokens", "positions"}
-        unknown = [str(n.target) for n in entry.graph.nodes if n.op == "placeholder" and n.target not in declared]
+        unknown = [
+            str(n.target) for n in entry.graph.nodes if n.op == "placeholder" and n.target not in declared
+        ]
         return f"the input {unknown[0]} is no declared cache" if unknown else None
 
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
@@ -81,7 +87,7 @@ class InsertKVCache(Pass):
                     inputs.append(entry.graph.placeholder(f"{name}_{part}"))
             for index, node in enumerate(members):
                 given = arguments(node) | {"layer": index}
-                q, k, v, *rest = (given[a.name] for a in node.target._schema.arguments)  # type: ignore[union-attr]
+                q, k, v, *rest = (given[name] for name in _ARGUMENTS)
                 target = torch.ops.specqd.cached_attention.default
                 yield replace(node, target, (q, k, v, *inputs[-2:], inputs[1], *rest))
 
@@ -89,8 +95,8 @@ class InsertKVCache(Pass):
         most = program.model.max_positions
         if most and self.capacity > most:
             raise InputError(
-                f"{self.name}: a capacity of {self.capacity} is more than the {most} positions that the model "
-                f"({program.model.family}) was made for; give {most} or less"
+                f"{self.name}: a capacity of {self.capacity} is more than the {most} positions that this "
+                f"{program.model.family} model was made for; give {most} or less"
             )
         return self.capacity or min(_USUAL_CAPACITY, most or _USUAL_CAPACITY)
 
@@ -99,7 +105,7 @@ def _by_shape(layers: list[fx.Node], known: dict[fx.Node, torch.Size]) -> dict[_
     groups: dict[_Shape, list[fx.Node]] = {}
     for node in layers:
         _, k, v, *_ = node.args
-        (_, heads, _, key), value = known[k], known[v][3]  # type: ignore[index]
+        (_, heads, _, key), value = known[k], known[v][3]
         groups.setdefault((heads, key, value), []).append(node)
     return groups
 

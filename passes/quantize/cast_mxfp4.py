@@ -32,8 +32,9 @@ class CastMXFP4(Pass):
        linear_int8(x, w.int8_values, w.int8_scales, bias).
     3. Other readers of the same weight, such as a tied embedding, keep the weight as it is.
 
-    Refused: weights that `keep` names, weights that are computed, rows that are no multiple of 32, dtypes other than
-    float ones, what is cast already, and products other than linears (conv1d-to-linear helps GPT-2).
+    Refused: weights that `keep` names, weights that are computed, rows that are no multiple of 32, dtypes
+    other than float ones, what is cast already, and products other than linears (conv1d-to-linear helps
+    GPT-2).
 
     Attributes:
         scale: how the exponent of a block's scale is chosen.
@@ -100,7 +101,9 @@ def _to_int8(program: Program, node: fx.Node) -> fx.Node:
     return _packed(program, node, ops.linear_int8.default, {"int8_values": values, "int8_scales": scales})
 
 
-def _packed(program: Program, node: fx.Node, target: torch._ops.OpOverload, parts: dict[str, torch.Tensor]) -> fx.Node:
+def _packed(
+    program: Program, node: fx.Node, target: torch._ops.OpOverload, parts: dict[str, torch.Tensor]
+) -> fx.Node:
     names = [add_weight(program, f"{weight_of(node)}.{part}", tensor) for part, tensor in parts.items()]
     weights = [read_weight(node, name) for name in names]
     given = arguments(node)

@@ -17,7 +17,7 @@ __all__ = ["DeriveDraft"]
 
 
 class DeriveDraft(Pass):
-    """Copy an entry under a new name and append it to the chain; weights are shared, caches are the copy's own.
+    """Copy an entry under a new name and append it to the chain; the two share weights, but no caches.
 
         target  ->  target, draft
 
@@ -25,7 +25,8 @@ class DeriveDraft(Pass):
     2. One rewrite is counted: the new entry, by its output node.
     3. A name that an entry already has is refused.
 
-    A step that names no entry copies the target, so that `derive-draft{entry=other}` always drafts for the target.
+    A step that names no entry copies the target, so that `derive-draft{entry=other}` always drafts for the
+    target.
 
     Attributes:
         entry: the new entry's name: letters, digits and `_`.
@@ -45,7 +46,9 @@ class DeriveDraft(Pass):
         """Copy the graph, give the copy caches of its own, and append it to the chain."""
         output = next(n for n in reversed(entry.graph.nodes) if n.op == "output")
         if self.entry in program.entries:
-            yield Refusal(output.name, f"the program has an entry {self.entry!r} already; choose another name")
+            yield Refusal(
+                output.name, f"the program has an entry {self.entry!r} already; choose another name"
+            )
             return
         copy = entry.copy()
         copy.name, copy.derived_from = self.entry, entry.name

@@ -19,12 +19,14 @@ class ShareKV(Pass):
 
         draft(tokens, positions, draft_kv_k, draft_kv_v)  ->  draft(tokens, positions, kv_k, kv_v)
 
-    The draft then sees the target's keys and values for verified tokens and writes its own for those it drafts; the
-    target overwrites them when it verifies. That lifts acceptance, and saves the draft's prefill and its cache.
+    The draft then sees the target's keys and values for verified tokens and writes its own for those it
+    drafts; the target overwrites them when it verifies. That lifts acceptance, and saves the draft's prefill
+    and its cache.
 
-    1. A cache of the entry that the target has in the same shape is replaced, and forgotten if no entry reads it.
-    2. Refused: the target itself, an entry without caches, one not derived from the target (its keys would mean
-       something else), a cache whose shape the target has not, and a cache that is the target's already.
+    1. A cache of the entry that the target has in the same shape is replaced, and forgotten if no entry reads
+       it.
+    2. Refused: the target itself, an entry without caches, one not derived from the target (its keys would
+       mean something else), a cache whose shape the target has not, and a cache that is the target's already.
     """
 
     name = "share-kv"
@@ -41,9 +43,15 @@ class ShareKV(Pass):
         taken = {c.name for c in own}
         for cache in own:
             if cache in of_target:
-                yield Refusal(inputs[f"{cache.name}_k"].name, f"the cache {cache.name} is the target's already")
+                yield Refusal(
+                    inputs[f"{cache.name}_k"].name, f"the cache {cache.name} is the target's already"
+                )
                 continue
-            like = [c for c in of_target if c.name not in taken and dataclasses.replace(c, name=cache.name) == cache]
+            like = [
+                c
+                for c in of_target
+                if c.name not in taken and dataclasses.replace(c, name=cache.name) == cache
+            ]
             if not like:
                 yield Refusal(inputs[f"{cache.name}_k"].name, _no_match(cache, of_target))
                 continue

@@ -29,7 +29,7 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         metavar="N",
-        help="Use at most N threads. [default: the CPUs it may use]",
+        help="Use at most N threads. (default: the CPUs it may use)",
         show_default=False,
     ),
 ]

@@ -18,7 +18,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     prompts: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Use N of the built-in prompts. [default: all]", show_default=False),
+        typer.Option(metavar="N", help="Use N of the built-in prompts. (default: all)", show_default=False),
     ] = None,
     new_tokens: Annotated[
         int, typer.Option("-n", "--tokens", metavar="N", help="New tokens a prompt.")

@@ -34,7 +34,8 @@ def compile_(
     context: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help=f"Positions (prompt and answer) the cache holds. [default: {DEFAULT_CONTEXT}]"
+            metavar="N",
+            help=f"Positions (prompt and answer) to hold. (default: the model's, at most {DEFAULT_CONTEXT})",
         ),
     ] = None,
     isa: Annotated[

@@ -127,7 +127,7 @@ def _table(model: Model, pairs: list[tuple[Generation, Generation]]) -> None:
 
 
 def _bytes_per_token(model: Model, side: list[Stats]) -> float:
-    """Weights and cache read by all passes, draft's and target's, for each new token; caches at half their way."""
+    """Weights and cache that all passes, the draft's too, read for each new token; caches as at half way."""
     engine, total = model.engine, 0.0
     target, *drafts = engine.manifest.chain
     for stats in side:

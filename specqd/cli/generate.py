@@ -34,7 +34,7 @@ def generate(
     ] = True,
     draft_length: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Tokens drafted a round. [default: as compiled]", show_default=False),
+        typer.Option(metavar="N", help="Tokens drafted a round. (default: as compiled)", show_default=False),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say afterwards how fast it went.")] = False,
     threads: Threads = None,
@@ -65,20 +65,15 @@ def generate(
 
 
 def _summary(stats: Stats, threads: int) -> str:
-    ends = {
-        "eos": "the model ended",
-        "length": "-n was reached",
-        "context": "the cache is full",
-        "": "interrupted",
-    }
+    ends = {"eos": "the model ended", "length": "-n was reached", "context": "the cache is full"}
     lines = [
         f"prompt    {stats.prompt_tokens} tokens, {stats.prefill_tokens_per_s:.0f} tokens/s",
-        f"answer    {stats.new_tokens} tokens, {stats.decode_tokens_per_s:.1f} tokens/s, up to {threads} threads; "
-        f"{ends[stats.finish]}",
+        f"answer    {stats.new_tokens} tokens, {stats.decode_tokens_per_s:.1f} tokens/s, "
+        f"up to {threads} threads; {ends.get(stats.finish, 'interrupted')}",
     ]
     if stats.acceptance_rate is not None and stats.tokens_per_verify is not None:
         lines.append(
-            f"drafting  {stats.acceptance_rate:.0%} accepted, {stats.tokens_per_verify:.2f} tokens a verify pass, "
-            f"{stats.rounds} passes"
+            f"drafting  {stats.acceptance_rate:.0%} accepted, {stats.tokens_per_verify:.2f} tokens a verify "
+            f"pass, {stats.rounds} passes"
         )
     return "\n".join(lines)

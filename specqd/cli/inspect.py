@@ -65,7 +65,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ),
         (
             "CPU",
-            f"{manifest.triple}, {manifest.isa}, needs {', '.join(manifest.cpu_features) or 'nothing special'}",
+            f"{manifest.triple}, {manifest.isa}, needs {', '.join(manifest.cpu_features) or 'no more'}",
         ),
         (
             "memory",

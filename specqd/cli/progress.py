@@ -13,7 +13,7 @@ Tell = Callable[[str, int, int], None]
 
 @contextlib.contextmanager
 def progress_bar(show: bool = True) -> Iterator[Tell]:
-    """Yield what is told (what is being done, how much is done, of how much); 0 of 0 means it is not known."""
+    """Yield what is told (what is being done, how much is done, of how much); 0 of 0: not known."""
     if not show or not sys.stderr.isatty():
         yield lambda what, done, of: None
         return

@@ -14,9 +14,9 @@ from specqd.artifact import Artifact, open_artifact
 from specqd.errors import ArtifactError, InputError
 from specqd.manifest import Arg, Function
 from specqd.runtime.cpu import demand_cpu
-from specqd.runtime.library import load_functions, set_threads, tensor
+from specqd.runtime.library import aligned, load_functions, set_threads, tensor
 from specqd.runtime.threads import ThreadChoice, available_cpus
-from specqd.weightfile import ALIGNMENT, read_weights
+from specqd.weightfile import read_weights
 
 __all__ = ["Engine"]
 
@@ -104,13 +104,17 @@ class Engine:
         bound.tokens[:] = tokens
         bound.start[0] = start
         threads = self._choice.pick(key)
-        if threads != self._threads_set:
-            set_threads(threads)
-            self._threads_set = threads
+        self.use_threads(threads)
         began = time.perf_counter()
         bound.call(*bound.args)
         self._choice.report(key, threads, time.perf_counter() - began)
         return bound.next
+
+    def use_threads(self, count: int) -> None:
+        """Let compiled code that is called next run on `count` threads; `step` chooses for itself."""
+        if count != self._threads_set:
+            set_threads(count)
+            self._threads_set = count
 
     def logits(self, entry: str, rows: int) -> np.ndarray:
         """Return the float32 `[rows or 1, vocab]` logits of the last `rows`-row step of `entry`, as a view.
@@ -150,7 +154,7 @@ class Engine:
     def _allocate(self) -> dict[str, np.ndarray]:
         """Make one zeroed buffer for each cache and scratch name, as large as its largest user needs."""
         needed = {**self.manifest.sizes("cache"), **self.manifest.sizes("scratch")}
-        return {name: _aligned(size) for name, size in needed.items()}
+        return {name: aligned(size) for name, size in needed.items()}
 
     def _bind(self, function: Function) -> _Bound:
         arrays = {arg.name: self._array(arg) for arg in function.args}
@@ -177,7 +181,7 @@ class Engine:
                 )
             return found.reshape(arg.shape)
         owned = arg.kind not in {"cache", "scratch"}
-        memory = _aligned(arg.nbytes) if owned else self._buffers[arg.name]
+        memory = aligned(arg.nbytes) if owned else self._buffers[arg.name]
         return memory[: arg.nbytes].view(arg.dtype).reshape(arg.shape)
 
     def _tensor(self, arg: Arg, array: np.ndarray) -> Any:
@@ -187,10 +191,3 @@ class Engine:
         if key not in self._tensors:
             self._tensors[key] = tensor(array)
         return self._tensors[key]
-
-
-def _aligned(nbytes: int) -> np.ndarray:
-    """Zeroed bytes that start at a cache line; pages are taken from the system when first written."""
-    room = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    skip = -room.ctypes.data % ALIGNMENT
-    return room[skip : skip + nbytes]

@@ -11,9 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from specqd.errors import ArtifactError
+import numpy as np
 
-__all__ = ["load_functions", "set_threads", "tensor"]
+from specqd.errors import ArtifactError
+from specqd.weightfile import ALIGNMENT
+
+__all__ = ["aligned", "load_functions", "set_threads", "tensor"]
 
 _kept: list[ctypes.CDLL] = []
 
@@ -53,8 +56,18 @@ def set_threads(count: int) -> None:
 
 
 def tensor(array: Any) -> Any:
-    """Wrap a writable, contiguous numpy array for compiled functions, sharing its memory."""
-    return _ffi().from_dlpack(array)
+    """Wrap a writable, contiguous, aligned numpy array for compiled functions, sharing its memory.
+
+    Compiled code loads whole aligned vectors, so an array that is not aligned raises RuntimeError here.
+    """
+    return _ffi().from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
+
+
+def aligned(nbytes: int) -> np.ndarray:
+    """Return zeroed bytes that start at a cache line; pages come from the system when first written."""
+    room = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    skip = -room.ctypes.data % ALIGNMENT
+    return room[skip : skip + nbytes]
 
 
 def _config_threadpool() -> Callable[[int, int], None]:

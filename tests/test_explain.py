@@ -1,0 +1,56 @@
+import torch
+from small_programs import DIM, Decoder, of
+from torch import nn
+
+from specqd.explain import explain
+
+
+def body(m, x, _):
+    s = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+    y = m.w * (x * s)
+    return m.down(torch.relu(m.up(y)) * m.gate(y)) + torch.rsqrt(y * y + 1)
+
+
+def program():
+    parts = {"up": nn.Linear(DIM, 40), "gate": nn.Linear(DIM, 40), "down": nn.Linear(40, DIM)}
+    return of(Decoder(body, w=torch.ones(DIM), **parts))
+
+
+PIPELINE = "fuse-rms-norm, fuse-linear, derive-draft, draft: cast-mxfp4, draft: share-kv"
+
+
+def test_every_node_has_a_story():
+    report = explain(program(), PIPELINE)
+
+    def notes(node, entry="target"):
+        return [note for story in report.of(entry, node) for note in story.notes]
+
+    for node in ("pow_1", "mean", "add", "rsqrt", "mul", "mul_1"):
+        assert notes(node) == [("fuse-rms-norm", "taken into rms_norm")]
+    assert notes("rsqrt_1") == [("fuse-rms-norm", "refused: it is not taken of a mean plus a number")]
+    assert notes("linear") == [("fuse-linear", "taken into slice_1")]
+    assert notes("rms_norm") == [("fuse-rms-norm", "made")]
+    assert notes("relu") == [] and notes("relu", "draft") == []
+    assert notes("linear_2", "draft") == [
+        ("draft: cast-mxfp4", "refused: its input has 40 channels, not a multiple of 32")
+    ]
+    assert notes("output", "draft") == [
+        ("draft: share-kv", "refused: draft has no cache to share; put insert-kv-cache first")
+    ]
+    ever = {n.name for n in program().target.graph.nodes if n.op == "call_function"}
+    assert ever <= {story.node for story in report.stories}
+
+
+def test_the_report_can_be_read():
+    text = str(explain(program(), PIPELINE))
+    assert "fuse-rms-norm on target: 1 rewrites, 1 refusals, 17 -> 12 nodes" in text
+    assert "1 x aten.pow in the model -- fuse-rms-norm: taken into rms_norm (first: pow_1)" in text
+    assert "draft: nodes that no pass touched (copied from target)" in text
+    assert text.endswith("chain: target <- draft")
+
+
+def test_explaining_leaves_the_program_alone():
+    given = program()
+    before = str(given.target.graph)
+    explain(given, PIPELINE)
+    assert str(given.target.graph) == before and not given.history
