@@ -59,7 +59,9 @@ def _plan(program: Program) -> Iterator[tuple[str, int, bool]]:
             yield name, rows, True
 
 
-def build(program: Program, isa: ISA, progress: Progress | None = None, cache: Path | None = None) -> Compiled:
+def build(
+    program: Program, isa: ISA, progress: Progress | None = None, cache: Path | None = None
+) -> Compiled:
     """Compile every entry of the chain for `isa`.
 
     `progress(what, done, of)` is told of each step; with `cache`, a library compiled before from the same functions
@@ -82,7 +84,10 @@ def build(program: Program, isa: ISA, progress: Progress | None = None, cache: P
             entry = last_row(entry)
         propagate(program, entry, rows)
         primitives[symbol], parameters = lower(program, entry, isa, rows, symbol)
-        args = tuple(Arg(name=p.name, kind=p.kind, dtype=p.dtype, shape=p.shape, gathered=p.gathered) for p in parameters)
+        args = tuple(
+            Arg(name=p.name, kind=p.kind, dtype=p.dtype, shape=p.shape, gathered=p.gathered)
+            for p in parameters
+        )
         functions.append(Function(entry=name, rows=rows, last_only=last_only, symbol=symbol, args=args))
         packed.update({p.name: p.packed for p in parameters if p.packed is not None})
     tell("compiling", len(plan), len(plan) + 1)
@@ -110,7 +115,9 @@ def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[
         try:
             tvm.compile(module, target=target).export_library(str(path))
         except Exception as error:
-            raise CodegenError(f"TVM could not compile the program for {isa.name}: {_first_line(error)}") from error
+            raise CodegenError(
+                f"TVM could not compile the program for {isa.name}: {_first_line(error)}"
+            ) from error
         library = path.read_bytes()
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,9 @@ def _bits(weight: Tensor) -> np.ndarray:
 def _dense_bf16(weight: Tensor) -> np.ndarray:
     bits = _bits(_padded(weight))
     n, k = bits.shape
-    return np.ascontiguousarray(bits.reshape(n // BLOCK, BLOCK, k // 2, 2).transpose(0, 2, 1, 3)).view(np.int32)
+    return np.ascontiguousarray(bits.reshape(n // BLOCK, BLOCK, k // 2, 2).transpose(0, 2, 1, 3)).view(
+        np.int32
+    )
 
 
 def _dense_f32(weight: Tensor) -> np.ndarray:
@@ -66,7 +68,9 @@ def _mxfp4(blocks: Tensor) -> np.ndarray:
 def _mxfp4_scales(scales: Tensor) -> np.ndarray:
     s = _padded(scales).numpy()
     if (s == 255).any():
-        raise CodegenError("an MXFP4 weight holds NaN blocks (scale byte 255); repair the checkpoint before compiling it")
+        raise CodegenError(
+            "an MXFP4 weight holds NaN blocks (scale byte 255); repair the checkpoint before compiling it"
+        )
     n, groups = s.shape
     return np.ascontiguousarray(s.reshape(n // BLOCK, BLOCK, groups).transpose(0, 2, 1))
 
@@ -96,5 +100,7 @@ def pack(packed: Packed, weights: Mapping[str, Tensor]) -> np.ndarray:
     layers = [_FORMS[packed.form](weights[name]).reshape(-1) for name in packed.sources]
     for name, layer in zip(packed.sources, layers, strict=True):
         if layer.size != packed.size or layer.dtype != np.dtype(packed.dtype):
-            raise CodegenError(f"{name} packs to {layer.size} x {layer.dtype}, not {packed.size} x {packed.dtype}")
+            raise CodegenError(
+                f"{name} packs to {layer.size} x {layer.dtype}, not {packed.size} x {packed.dtype}"
+            )
     return layers[0] if len(layers) == 1 else np.concatenate(layers)

@@ -10,7 +10,20 @@ import tvm
 from tvm import tirx
 from tvm.script.ir_builder import tirx as I  # noqa: N812
 
-__all__ = ["I", "bind", "f32", "i32", "intrinsic", "load", "local", "parallel", "range_of", "splat", "store", "tirx"]
+__all__ = [
+    "I",
+    "bind",
+    "f32",
+    "i32",
+    "intrinsic",
+    "load",
+    "local",
+    "parallel",
+    "range_of",
+    "splat",
+    "store",
+    "tirx",
+]
 
 bind = I.bind
 
@@ -46,8 +59,9 @@ def intrinsic(dtype: str, name: str, *args: Any) -> Any:
 
 
 def local(size: int, dtype: str) -> Any:
-    """Allocate a small buffer of this thread; constant indices keep it in registers."""
-    return I.alloc_local((size,), dtype)
+    """Allocate a small buffer on this thread's stack; constant indices keep it in registers."""
+    # Without the annotation TVM takes a kilobyte or more from its workspace pool, a call a task.
+    return I.alloc_buffer((size,), dtype, annotations={"disable_lower_builtin": True})
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """A CPU compiler for speculative, quantised inference: a checkpoint in, a tuned binary out.
 
-    program = specqd.capture("path/to/model")
-    program = specqd.Pipeline.parse("fuse-rms-norm, insert-kv-cache")(program)
-    specqd.compile(program, "model.specqd")
-    specqd.load("model.specqd").generate("Hello").text
+program = specqd.capture("path/to/model")
+program = specqd.Pipeline.parse("fuse-rms-norm, insert-kv-cache")(program)
+specqd.compile(program, "model.specqd")
+specqd.load("model.specqd").generate("Hello").text
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specqd.build import compile_model as compile  # noqa: A004
+    from specqd.build import compile_model as compile
     from specqd.errors import SpecqdError as SpecqdError
     from specqd.explain import explain as explain
     from specqd.frontends.huggingface import capture as capture

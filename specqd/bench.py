@@ -157,6 +157,7 @@ def _decoding(answers: list[_Answer], gbps: float) -> dict[str, Any]:
         "speedup": median(a.speculative_per_s / a.plain_per_s for a in answers),
         "acceptance_rate": sum(a.accepted for a in answers) / examined if examined else None,
         "tokens_per_verify": sum(a.new_tokens - 1 for a in answers) / rounds,
+        "drafted_per_verify": sum(a.drafted for a in answers) / rounds,
         "identical": all(a.identical for a in answers),
         "prompts": len(answers),
         "tokens_compared": sum(a.new_tokens for a in answers),

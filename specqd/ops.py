@@ -10,7 +10,14 @@ __all__ = ["cached_attention", "causal_attention", "linear_int8", "linear_mxfp4"
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, softcap: float, sinks: Tensor | None, q_pos: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,
+    q_pos: Tensor,
 ) -> Tensor:
     """Attend float32 `q [B, H, S, D]` to `k, v [B, KV, T, D]` where key slot t may be seen by positions >= t."""
     groups = q.shape[1] // k.shape[1]
@@ -33,7 +40,14 @@ def _attend(
 
 @torch.library.custom_op("specqd::causal_attention", mutates_args=())
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, layer: int, window: int, softcap: float, sinks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    layer: int,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Stateless causal attention of one layer.
 
@@ -41,11 +55,13 @@ def causal_attention(
     `window - 1` positions before it (`window` 0: all of them). Scores are `softcap * tanh(s / softcap)` when
     `softcap` is not 0; `sinks [H]` adds one score a head that takes weight and gives nothing.
     """
-    return _attend(q, k, v, scale, window, softcap, sinks, torch.arange(q.shape[2], device=q.device)).contiguous()
+    return _attend(
+        q, k, v, scale, window, softcap, sinks, torch.arange(q.shape[2], device=q.device)
+    ).contiguous()
 
 
 @causal_attention.register_fake
-def _(q, k, v, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _(q, k, v, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
@@ -77,7 +93,7 @@ def cached_attention(
 
 
 @cached_attention.register_fake
-def _(q, k, v, cache_k, cache_v, positions, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _(q, k, v, cache_k, cache_v, positions, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
@@ -89,7 +105,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> Ten
 
 
 @rms_norm.register_fake
-def _(x, weight, eps, offset):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _(x, weight, eps, offset):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape)
 
 
@@ -106,7 +122,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @rope.register_fake
-def _(x, cos, sin):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _(x, cos, sin):  # type: ignore[no-untyped-def]
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -122,7 +138,7 @@ def linear_mxfp4(x: Tensor, blocks: Tensor, scales: Tensor, bias: Tensor | None)
 
 
 @linear_mxfp4.register_fake
-def _(x, blocks, scales, bias):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _(x, blocks, scales, bias):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], blocks.shape[0])
 
 
@@ -134,5 +150,5 @@ def linear_int8(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) 
 
 
 @linear_int8.register_fake
-def _(x, values, scales, bias):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _(x, values, scales, bias):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], values.shape[0])

@@ -179,8 +179,8 @@ def test_bench_gives_every_figure(capsys, toy: Path):
     assert figures["bandwidth_source"] == "numpy"
     assert figures["verify_cost"][0] == 1
     assert len(figures["verify_cost"]) == 5
-    assert 0 < figures["acceptance_rate"] < 1
-    assert 1 < figures["tokens_per_verify"] < 4
+    assert 0 <= figures["acceptance_rate"] <= 1
+    assert 1 <= figures["tokens_per_verify"] <= 8
     assert 20 < figures["peak_rss_mb"] < 400
 
 
@@ -201,8 +201,22 @@ def test_bench_needs_room(tmp_path: Path):
         bench.run(tmp_path / "a", prompts=1, quick=True)
 
 
-def test_ctrl_c_ends_with_the_text_so_far(toy: Path):
-    command = [sys.executable, "-m", "specqd.cli", "generate", str(toy), "-p", "ab", "-n", "39000", "--stats"]
+def test_ctrl_c_ends_with_the_text_so_far(tmp_path: Path):
+    endless = tmp_path / "endless"
+    compiled = compile_toy(tmp_path, capacity=CAPACITY)
+    save_toy(endless, compiled, write_tokenizer(tmp_path), capacity=CAPACITY, eos_token_ids=())
+    command = [
+        sys.executable,
+        "-m",
+        "specqd.cli",
+        "generate",
+        str(endless),
+        "-p",
+        "ab",
+        "-n",
+        "39000",
+        "--stats",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     first = process.stdout.read(1)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from toy import CAPACITY, EOS, VOCAB, compile_toy, model_next, save_toy, table
 
 from specqd.errors import ArtifactError, InputError
+from specqd.runtime.drafting import AdaptiveLength, FixedLength
 from specqd.runtime.generate import Stats, decode
 from specqd.runtime.model import Model, load
 
@@ -44,7 +45,9 @@ PROMPTS = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40)
 
 
 @settings(max_examples=150, deadline=None)
-@given(prompt=PROMPTS, limit=st.integers(1, 70), length=st.integers(1, 9), ignore_eos=st.booleans())
+@given(
+    prompt=PROMPTS, limit=st.integers(1, 70), length=st.none() | st.integers(1, 9), ignore_eos=st.booleans()
+)
 def test_plain_and_speculative_tokens_are_the_models(model, prompt, limit, length, ignore_eos):
     expected = continuation(prompt, min(limit, CAPACITY - len(prompt) + 1))
     finish = "length" if len(expected) == limit else "context"
@@ -60,7 +63,7 @@ def test_plain_and_speculative_tokens_are_the_models(model, prompt, limit, lengt
 
 
 def test_figures_add_up(model: Model):
-    stats = model.generate([1, 2, 3], 40, ignore_eos=True).stats
+    stats = model.generate([1, 2, 3], 40, draft_length=3, ignore_eos=True).stats
     assert 0 < stats.accepted <= stats.examined <= stats.drafted
     assert stats.new_tokens == 1 + stats.rounds + stats.accepted
     assert stats.tokens_per_verify == pytest.approx(39 / stats.rounds)
@@ -96,7 +99,7 @@ def test_every_pattern_of_acceptance_in_two_rounds_of_three(script: tuple[bool, 
     truth = list(range(10, 30))
     engine = Scripted(truth, list(script), 2)
     stats = Stats()
-    rounds = decode(engine, truth[:2], stats, max_new_tokens=100, draft_length=3)
+    rounds = decode(engine, truth[:2], stats, max_new_tokens=100, draft_length=FixedLength(3))
     first, second, third = (next(rounds) for _ in range(3))
     agreed = [next((i for i, right in enumerate(part) if not right), 3) for part in (script[:3], script[3:])]
     assert first == truth[2:3]
@@ -111,7 +114,7 @@ def test_a_stop_token_inside_a_draft_ends_the_text_there(place: int):
     truth = list(range(10, 30))
     engine = Scripted(truth, [True] * 6, 2)
     stop = truth[2 + place]
-    rounds = decode(engine, truth[:2], Stats(), max_new_tokens=100, draft_length=3, stop={stop})
+    rounds = decode(engine, truth[:2], Stats(), max_new_tokens=100, draft_length=FixedLength(3), stop={stop})
     assert list(itertools.chain(*rounds)) == truth[2 : 3 + place]
 
 
@@ -182,3 +185,41 @@ def test_weights_that_do_not_fit_the_code(compiled, tmp_path: Path):
     save_toy(tmp_path / "a", replace(compiled, weights={"table": np.zeros(3, np.int32)}))
     with pytest.raises(ArtifactError, match="does not hold 'table' as compiled"):
         load(tmp_path / "a")
+
+
+def settle(choice: AdaptiveLength, acceptance: float, draft: float, verify: dict[int, float]) -> list[int]:
+    """Play 300 rounds on a machine with these costs (seconds, by rows) and return the last 100 lengths."""
+    chance = np.random.default_rng(1)
+    lengths = []
+    for _ in range(300):
+        length = choice.choose()
+        wrong = chance.random(length) >= acceptance
+        agreed = int(wrong.argmax()) if wrong.any() else length
+        choice.learn(length, agreed, length * draft, verify[length + 1])
+        lengths.append(length)
+    return lengths[200:]
+
+
+FLAT = {rows: 1 + 0.05 * (rows - 1) for rows in range(1, 9)}
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "draft", "verify", "expected"),
+    [
+        (0.98, 0.25, FLAT, range(6, 8)),
+        (0.80, 0.30, FLAT, range(2, 5)),
+        (0.30, 0.30, FLAT, range(2)),
+        (0.90, 1.00, FLAT, range(1)),
+        (0.80, 0.30, {rows: float(rows) for rows in FLAT}, range(1)),
+        (0.98, 0.25, {**FLAT, 5: 3.0, 6: 3.0, 7: 3.0, 8: 3.0}, range(3, 4)),
+    ],
+)
+def test_the_draft_length_follows_what_pays(acceptance, draft, verify, expected: range):
+    lengths = settle(AdaptiveLength(3, 7), acceptance, draft, verify)
+    assert sum(length in expected for length in lengths) >= 85
+
+
+def test_a_draft_that_becomes_good_again_is_found_again():
+    choice = AdaptiveLength(3, 7)
+    assert settle(choice, 0.05, 0.3, FLAT).count(0) >= 90
+    assert settle(choice, 0.95, 0.3, FLAT).count(0) <= 10

@@ -170,8 +170,9 @@ def test_who_may_not_share_is_told_why(program):
     for name in ("draft_kv", "draft_kv2"):
         smaller.caches[name] = dataclasses.replace(smaller.caches[name], capacity=8)
     assert reasons(smaller)[0] == (
-        "the target has no free cache of the shape of draft_kv (2 layers x 2 heads x 8 x 16+16, bfloat16); it has "
-        "kv (2 layers x 2 heads x 16 x 16+16, bfloat16), kv2 (1 layers x 2 heads x 16 x 16+8, bfloat16)"
+        "the target has no free cache of the shape of draft_kv (2 layers x 2 heads x 8 x 16+16, bfloat16); "
+        "it has kv (2 layers x 2 heads x 16 x 16+16, bfloat16), kv2 (1 layers x 2 heads x 16 x 16+8, "
+        "bfloat16)"
     )
 
 

@@ -109,6 +109,26 @@ def test_the_other_count_may_be_one_less_on_larger_machines():
     assert [count for count, _ in ran[50:]].count(7) > 1800
 
 
+def test_what_one_kind_of_step_learns_another_tries_at_once():
+    choice = ThreadChoice(2)
+    slow = {2: 0.2, 1: 0.02}
+    for i in range(40):
+        for key in ("draft", "verify"):
+            count = choice.pick(key)
+            choice.report(key, count, 0.01 if i < 20 and count == 2 else slow[count])
+    late = choice.pick("prefill")
+    assert (choice.pick("draft"), choice.pick("verify"), late) == (1, 1, 1)
+
+
+def test_a_neighbour_that_costs_tenfold_is_left_within_six_steps_and_found_gone_again():
+    def seconds(i: int, n: int) -> float:
+        return {2: 0.200 if 100 <= i < 400 else 0.014, 1: 0.028}[n]
+
+    counts = [count for count, _ in simulate(ThreadChoice(2), 1500, seconds)]
+    assert counts[100:400].count(2) <= 6
+    assert counts[1200:].count(2) >= 290
+
+
 def test_one_cpu_leaves_no_choice():
     assert {count for count, _ in simulate(ThreadChoice(1), 50, lambda i, n: 0.01)} == {1}
 

@@ -29,7 +29,9 @@ class AVX2(ISA):
         """Build the 16-entry byte table of VPSHUFB in both halves of a register."""
         words = [sum(TABLE[4 * i + j] << (8 * j) for j in range(4)) for i in range(4)]
         vector = [tirx.const(w, "int32") for w in words] * (self.lanes // 4)
-        return I.bind(tirx.reinterpret(f"int8x{self.lanes * 4}", tirx.Shuffle(vector, list(range(self.lanes)))))
+        return I.bind(
+            tirx.reinterpret(f"int8x{self.lanes * 4}", tirx.Shuffle(vector, list(range(self.lanes))))
+        )
 
     def e2m1(self, codes: Any, table: Any) -> Any:
         """Look codes up with VPSHUFB."""

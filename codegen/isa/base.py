@@ -66,7 +66,9 @@ class ISA:
         one, two, seven, eight = (splat(tirx.const(v, "int8"), n) for v in (1, 2, 7, 8))
         code = tirx.bitwise_and(codes, seven)
         half = tirx.shift_right(code, one)
-        big = tirx.shift_left(two + tirx.bitwise_and(code, one), tirx.max(half - one, half * tirx.const(0, "int8")))
+        big = tirx.shift_left(
+            two + tirx.bitwise_and(code, one), tirx.max(half - one, half * tirx.const(0, "int8"))
+        )
         size = tirx.Select(code < two, code, big)
         twelve = splat(tirx.const(12, "int8"), n)
         return tirx.Select(tirx.bitwise_and(codes, eight) == eight, twelve - size, twelve + size)

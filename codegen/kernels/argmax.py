@@ -16,22 +16,18 @@ def argmax(isa: ISA, rows: int, n: int, logits: Any, out: Any, best: Any, where:
     """Emit two phases: the best of each of 16 chunks, then of a row. `best`, `where` are scratch `[rows, 16]`."""
     lanes = isa.lanes
     chunk = -(-n // (_CHUNKS * lanes)) * lanes
-    with phase():
-        with parallel(rows * _CHUNKS) as u:
-            row, first = u // _CHUNKS, bind(tirx.min((u % _CHUNKS) * chunk, i32(n)))
-            last = bind(tirx.min(first + chunk, i32(n)))
-            _chunk(lanes, logits, row * n, first, last, best, where, u)
-    with phase():
-        with parallel(rows) as m:
-            top, at = local(1, "float32"), local(1, "int32")
-            I.buffer_store(top, f32(-3.4e38), [0])
-            I.buffer_store(at, i32(0), [0])
-            with I.serial(0, _CHUNKS) as c:
-                with I.If(best[m * _CHUNKS + c] > top[0]):
-                    with I.Then():
-                        I.buffer_store(top, best[m * _CHUNKS + c], [0])
-                        I.buffer_store(at, where[m * _CHUNKS + c], [0])
-            I.buffer_store(out, at[0], [m])
+    with phase(), parallel(rows * _CHUNKS) as u:
+        row, first = u // _CHUNKS, bind(tirx.min((u % _CHUNKS) * chunk, i32(n)))
+        last = bind(tirx.min(first + chunk, i32(n)))
+        _chunk(lanes, logits, row * n, first, last, best, where, u)
+    with phase(), parallel(rows) as m:
+        top, at = local(1, "float32"), local(1, "int32")
+        I.buffer_store(top, f32(-3.4e38), [0])
+        I.buffer_store(at, i32(0), [0])
+        with I.serial(0, _CHUNKS) as c, I.If(best[m * _CHUNKS + c] > top[0]), I.Then():
+            I.buffer_store(top, best[m * _CHUNKS + c], [0])
+            I.buffer_store(at, where[m * _CHUNKS + c], [0])
+        I.buffer_store(out, at[0], [m])
 
 
 def _chunk(lanes: int, logits: Any, base: Any, first: Any, last: Any, best: Any, where: Any, u: Any) -> None:
@@ -51,10 +47,9 @@ def _chunk(lanes: int, logits: Any, base: Any, first: Any, last: Any, best: Any,
     def offer(value: Any, index: Any) -> None:
         higher = value > best[u]
         tie = tirx.all(value == best[u], index < where[u])
-        with I.If(tirx.any(higher, tie)):
-            with I.Then():
-                I.buffer_store(best, value, [u])
-                I.buffer_store(where, index, [u])
+        with I.If(tirx.any(higher, tie)), I.Then():
+            I.buffer_store(best, value, [u])
+            I.buffer_store(where, index, [u])
 
     with I.serial(0, lanes) as i:
         offer(tops[i], ats[i])

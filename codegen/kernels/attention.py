@@ -44,7 +44,15 @@ class Attention:
 
 
 def attention(
-    isa: ISA, a: Attention, q: Any, cache: tuple[Any, Any], layer: Any, start: Any, sinks: Any, out: Any, phase: Any
+    isa: ISA,
+    a: Attention,
+    q: Any,
+    cache: tuple[Any, Any],
+    layer: Any,
+    start: Any,
+    sinks: Any,
+    out: Any,
+    phase: Any,
 ) -> None:
     """Emit one phase: `q` float32 `[rows, heads, 2 * pairs]` -> `out` float32 `[rows, heads, value_dim]`.
 
@@ -54,15 +62,14 @@ def attention(
     limit = max(1, isa.accumulators * isa.lanes // POSITIONS)
     tiles = -(-group // limit)
     width = -(-group // tiles)
-    with phase():
-        with parallel(a.rows * a.kv_heads * tiles) as u:
-            row, head = u // (a.kv_heads * tiles), (u // tiles) % a.kv_heads
-            position = bind(start + row)
-            first = head * group + (u % tiles) * width
-            if group % width:
-                first = tirx.min(first, (head + 1) * group - width)
-            first = bind(first)
-            _unit(isa, a, width, q, cache, layer, head, row, first, position, sinks, out)
+    with phase(), parallel(a.rows * a.kv_heads * tiles) as u:
+        row, head = u // (a.kv_heads * tiles), (u // tiles) % a.kv_heads
+        position = bind(start + row)
+        first = head * group + (u % tiles) * width
+        if group % width:
+            first = tirx.min(first, (head + 1) * group - width)
+        first = bind(first)
+        _unit(isa, a, width, q, cache, layer, head, row, first, position, sinks, out)
 
 
 def _unit(
@@ -105,7 +112,16 @@ def _unit(
 
 
 def _scores(
-    isa: ISA, a: Attention, width: int, q: Any, keys: Any, plane: Any, query: Any, base: Any, count: Any, out: Any
+    isa: ISA,
+    a: Attention,
+    width: int,
+    q: Any,
+    keys: Any,
+    plane: Any,
+    query: Any,
+    base: Any,
+    count: Any,
+    out: Any,
 ) -> None:
     lanes, vectors = isa.lanes, POSITIONS // isa.lanes
     with I.serial(0, (count + (POSITIONS - 1)) // POSITIONS) as b:
@@ -116,7 +132,9 @@ def _scores(
         with I.serial(0, a.pairs) as d:
             for v in range(vectors):
                 words = load(keys, block + d * POSITIONS + v * lanes, lanes)
-                low = bind(tirx.reinterpret(f"float32x{lanes}", tirx.shift_left(words, splat(i32(16), lanes))))
+                low = bind(
+                    tirx.reinterpret(f"float32x{lanes}", tirx.shift_left(words, splat(i32(16), lanes)))
+                )
                 mask = splat(i32(-65536), lanes)
                 high = bind(tirx.reinterpret(f"float32x{lanes}", tirx.bitwise_and(words, mask)))
                 for g in range(width):
@@ -128,7 +146,9 @@ def _scores(
             for v in range(vectors):
                 score = load(acc, g * POSITIONS + v * lanes, lanes) * splat(f32(a.scale), lanes)
                 if a.softcap:
-                    score = maths_vector(maths.tanh, score * splat(f32(1 / a.softcap), lanes), a.softcap, lanes)
+                    score = maths_vector(
+                        maths.tanh, score * splat(f32(1 / a.softcap), lanes), a.softcap, lanes
+                    )
                 store(out, g * CHUNK + b * POSITIONS + v * lanes, score, lanes)
 
 
@@ -163,11 +183,10 @@ def _softmax(
     for g in range(width):
         peak = local(lanes, "float32")
         store(peak, 0, splat(f32(_LOW), lanes), lanes)
-        with I.serial(0, steps) as s:
-            with I.vectorized(0, lanes) as v:
-                score = scores[g * CHUNK + s * lanes + v]
-                score = tirx.Select(seen(base + s * lanes + v), score, f32(_LOW))
-                I.buffer_store(peak, tirx.max(peak[v], score), [v])
+        with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
+            score = scores[g * CHUNK + s * lanes + v]
+            score = tirx.Select(seen(base + s * lanes + v), score, f32(_LOW))
+            I.buffer_store(peak, tirx.max(peak[v], score), [v])
         highest = bind(tirx.max(isa.reduce("fmax", load(peak, 0, lanes)), top[g]))
         shrink = bind(maths.exp(top[g] - highest))
         sums = local(lanes, "float32")
@@ -185,7 +204,15 @@ def _softmax(
 
 
 def _mix(
-    isa: ISA, a: Attention, width: int, values: Any, plane: Any, base: Any, count: Any, weights: Any, mixed: Any
+    isa: ISA,
+    a: Attention,
+    width: int,
+    values: Any,
+    plane: Any,
+    base: Any,
+    count: Any,
+    weights: Any,
+    mixed: Any,
 ) -> None:
     lanes = isa.lanes
     while a.value_dim % lanes:
@@ -209,7 +236,12 @@ def _mix(
                 for g in range(width):
                     i = (g * span + j) * lanes
                     weight = splat(weights[g * CHUNK + t], lanes)
-                    store(acc, i, intrinsic(f"float32{dtype}", "llvm.fmuladd", v, weight, load(acc, i, lanes)), lanes)
+                    store(
+                        acc,
+                        i,
+                        intrinsic(f"float32{dtype}", "llvm.fmuladd", v, weight, load(acc, i, lanes)),
+                        lanes,
+                    )
         for g in range(width):
             for j in range(span):
                 new = load(acc, (g * span + j) * lanes, lanes)

@@ -24,7 +24,17 @@ Finish = Callable[[Any, Any, Any, int], None]
 
 
 def dense(
-    isa: ISA, rows: int, n: int, k: int, x: Any, weight: Any, offset: Any, kind: str, finish: Finish, phase: Any, space: Any
+    isa: ISA,
+    rows: int,
+    n: int,
+    k: int,
+    x: Any,
+    weight: Any,
+    offset: Any,
+    kind: str,
+    finish: Finish,
+    phase: Any,
+    space: Any,
 ) -> None:
     """Emit one phase computing `x [rows, k] @ weight.T [k, n]`.
 

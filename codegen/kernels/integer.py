@@ -52,7 +52,16 @@ def integer(
 
 
 def _tile(
-    isa: ISA, k: int, block: Any, base: Any, rows: int, x: Any, weight: Any, offset: Any, kind: str, finish: Finish
+    isa: ISA,
+    k: int,
+    block: Any,
+    base: Any,
+    rows: int,
+    x: Any,
+    weight: Any,
+    offset: Any,
+    kind: str,
+    finish: Finish,
 ) -> None:
     lanes, vectors, groups = isa.lanes, BLOCK // isa.lanes, k // GROUP
     acc = local(rows * BLOCK, "float32")
@@ -62,12 +71,20 @@ def _tile(
     with I.serial(0, groups) as g:
         for v in range(vectors):
             if kind == "mxfp4":
-                columns = _mxfp4_columns(isa, weight[0], offset[0] + (block * groups + g) * 256 + v * lanes * 4, table)
+                columns = _mxfp4_columns(
+                    isa, weight[0], offset[0] + (block * groups + g) * 256 + v * lanes * 4, table
+                )
                 where = offset[1] + (block * groups + g) * BLOCK + v * lanes
                 scale = I.bind(_e8m0(load(weight[1], where, lanes), lanes))
             else:
                 columns = [
-                    I.bind(load(weight[0], offset[0] + ((block * groups + g) * 8 + c) * 64 + v * lanes * 4, lanes * 4))
+                    I.bind(
+                        load(
+                            weight[0],
+                            offset[0] + ((block * groups + g) * 8 + c) * 64 + v * lanes * 4,
+                            lanes * 4,
+                        )
+                    )
                     for c in range(8)
                 ]
                 scale = None
@@ -103,16 +120,25 @@ def _e8m0(scales: Any, lanes: int) -> Any:
     )
 
 
-def _accumulate(isa: ISA, columns: list[Any], scale: Any, x: Any, block: Any, acc: Any, i: int, kind: str) -> None:
+def _accumulate(
+    isa: ISA, columns: list[Any], scale: Any, x: Any, block: Any, acc: Any, i: int, kind: str
+) -> None:
     values, scales, sums = x
     lanes = isa.lanes
     words = [tirx.BufferLoad(values, [block * 8 + c]) for c in range(8)]
-    pairs = [(w, tirx.reinterpret(f"int8x{lanes * 4}", splat(q, lanes))) for w, q in zip(columns, words, strict=True)]
+    pairs = [
+        (w, tirx.reinterpret(f"int8x{lanes * 4}", splat(q, lanes)))
+        for w, q in zip(columns, words, strict=True)
+    ]
     if kind == "mxfp4":
         total = isa.dot_unsigned(splat(sums[block] * i32(-12), lanes), pairs)
         factor = splat(scales[block] * f32(0.5), lanes) * scale
     else:
-        start = splat(sums[block] * i32(isa.signed_correction), lanes) if isa.signed_correction else splat(i32(0), lanes)
+        start = (
+            splat(sums[block] * i32(isa.signed_correction), lanes)
+            if isa.signed_correction
+            else splat(i32(0), lanes)
+        )
         total = isa.dot_signed(start, pairs)
         factor = splat(scales[block], lanes)
     store(acc, i, isa.fma(tirx.Cast(f"float32x{lanes}", total), factor, load(acc, i, lanes)), lanes)

@@ -29,7 +29,9 @@ def _sum(isa: ISA, size: int, term: Any, squared: bool) -> Any:
             store(acc, c * lanes, splat(f32(0.0), lanes), lanes)
         with I.serial(0, full) as s:
             for c in range(chains):
-                store(acc, c * lanes, plus(load(acc, c * lanes, lanes), (s * chains + c) * lanes, lanes), lanes)
+                store(
+                    acc, c * lanes, plus(load(acc, c * lanes, lanes), (s * chains + c) * lanes, lanes), lanes
+                )
         vector = load(acc, 0, lanes)
         for c in range(1, chains):
             vector = vector + load(acc, c * lanes, lanes)

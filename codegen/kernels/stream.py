@@ -21,8 +21,9 @@ def stream_read(isa: ISA) -> Any:
     data = tirx.decl_buffer((n,), "int32", "data")
     out = tirx.decl_buffer((_TASKS * _VECTORS * isa.lanes,), "int32", "out")
     step = _VECTORS * isa.lanes
-    with IRBuilder() as builder, I.attr(0, "pragma_parallel_launch_point", 1):
-        with I.attr(0, "pragma_parallel_barrier_when_finish", 1), parallel(_TASKS) as task:
+    launch, barrier = (f"pragma_parallel_{what}" for what in ("launch_point", "barrier_when_finish"))
+    with IRBuilder() as builder:
+        with I.attr(0, launch, 1), I.attr(0, barrier, 1), parallel(_TASKS) as task:
             acc = local(step, "int32")
             for v in range(_VECTORS):
                 store(acc, v * isa.lanes, splat(i32(0), isa.lanes), isa.lanes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from torch import fx
@@ -62,7 +63,7 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
 def _fill(f: Any, value: Value, head: Any, row: Any, size: int, store: Any) -> None:
     """Compute the channels of one head of one row, form by form; `store(channel, expression)` keeps them."""
     marks = sorted({0, size, *(b for b in value.breaks if 0 < b < size)})
-    for low, high in zip(marks[:-1], marks[1:], strict=True):
+    for low, high in pairwise(marks):
         f.step.over(
             i32(low), high - low, value.vectorises, lambda d: store(d, value.at([i32(0), head, row, d]))
         )

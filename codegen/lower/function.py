@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,8 +57,9 @@ class Function:
         self.step = Step(isa, rows)
         self.space = self.step.space
         self.env: dict[fx.Node, Any] = {}
-        self.start = self.step.parameter("tokens", "tokens", "int32", (rows,)), self.step.parameter(
-            "start", "start", "int32", (1,)
+        self.start = (
+            self.step.parameter("tokens", "tokens", "int32", (rows,)),
+            self.step.parameter("start", "start", "int32", (1,)),
         )
         self.stacks: dict[fx.Node, tuple[fx.Node, ...]] = {}
         self.into: dict[fx.Node, Any] = {}
@@ -201,8 +203,10 @@ class Function:
 
     def sources(self, node: fx.Node) -> tuple[str, ...]:
         """Names of the weights a get_attr node stands for, one a layer inside a layer loop."""
-        return tuple(str(n.target) for n in self.stacks.get(node, (node,))) if self.step.iteration is not None else (
-            str(node.target),
+        return (
+            tuple(str(n.target) for n in self.stacks.get(node, (node,)))
+            if self.step.iteration is not None
+            else (str(node.target),)
         )
 
     def small_weight(self, node: fx.Node) -> Value:
@@ -217,7 +221,11 @@ class Function:
     def _place(self, node: fx.Node) -> str:
         stack = node.meta.get("nn_module_stack")
         place = list(stack.values())[-1][0] if stack else ""
-        return f" (node {node.name}{', in ' + str(place) if place else ''})" if "(node " not in str(place) else ""
+        return (
+            f" (node {node.name}{', in ' + str(place) if place else ''})"
+            if "(node " not in str(place)
+            else ""
+        )
 
     def _finish(self) -> None:
         output = next(n for n in self.entry.graph.nodes if n.op == "output").args[0]
@@ -237,7 +245,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def _progression(layers: list[int]) -> tuple[int, int]:
     step = layers[1] - layers[0]
-    if any(b - a != step for a, b in zip(layers[:-1], layers[1:], strict=True)):
+    if any(b - a != step for a, b in pairwise(layers)):
         raise CodegenError(f"cache layers {layers} of one layer loop are not evenly spaced")
     return layers[0], step
 
@@ -248,4 +256,3 @@ def _readers(node: fx.Node) -> set[fx.Node]:
     for user in node.users:
         readers |= _readers(user) if user.target in VIEWS else {user}
     return readers
-

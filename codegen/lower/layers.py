@@ -17,8 +17,11 @@ LAYER_ARGUMENT = 7
 
 @dataclass(frozen=True)
 class Loop:
-    """`bodies[i]` are the nodes of iteration i, alike one by one; `carried` maps a value of the code before the
-    loop to the node of the last body that takes its place in the next iteration."""
+    """Alike bodies, and what flows from one to the next.
+
+    `bodies[i]` are the nodes of iteration i, alike one by one; `carried` pairs a value of the code before the loop
+    with the node of the last body that takes its place.
+    """
 
     bodies: tuple[tuple[fx.Node, ...], ...]
     carried: tuple[tuple[fx.Node, fx.Node], ...]
@@ -110,28 +113,28 @@ def _describe(value: Any) -> str:
 def _shape(node: fx.Node) -> str:
     value = node.meta.get("val")
     stored = node.meta.get("stored")
-    return f"{tuple(value.shape)}{value.dtype}{stored or ''}" if isinstance(value, torch.Tensor) else repr(value)
+    return (
+        f"{tuple(value.shape)}{value.dtype}{stored or ''}" if isinstance(value, torch.Tensor) else repr(value)
+    )
 
 
 def _carried(bodies: tuple[tuple[fx.Node, ...], ...]) -> tuple[tuple[fx.Node, fx.Node], ...] | None:
-    """Match every input of the bodies: inside the body, from the body before, or the same for all."""
+    """Say what flows from body to body; None if an input is neither own, nor carried, nor the same for all."""
     places = [{n: i for i, n in enumerate(body)} for body in bodies]
     carried: dict[fx.Node, fx.Node] = {}
     for column in zip(*bodies, strict=True):
         for inputs in zip(*(n.all_input_nodes for n in column), strict=True):
-            if inputs[0].op == "get_attr":
+            own = {places[i].get(x) for i, x in enumerate(inputs)}
+            before = {places[i].get(x) for i, x in enumerate(inputs[1:])}
+            if inputs[0].op == "get_attr" or _one_place(own) or len(set(inputs)) == 1:
                 continue
-            if all(x in places[i] for i, x in enumerate(inputs)):
-                if len({places[i][x] for i, x in enumerate(inputs)}) != 1:
-                    return None
-            elif all(x in places[i] for i, x in enumerate(inputs[1:])):
-                where = {places[i][x] for i, x in enumerate(inputs[1:])}
-                if len(where) != 1 or carried.setdefault(inputs[0], bodies[-1][where.pop()]) not in places[-1]:
-                    return None
-                if carried[inputs[0]] is not bodies[-1][places[0][inputs[1]]]:
-                    return None
-            elif len(set(inputs)) != 1:
+            if not _one_place(before):
                 return None
-    if len(set(carried.values())) != len(carried):
-        return None
-    return tuple(carried.items())
+            last = bodies[-1][places[0][inputs[1]]]
+            if carried.setdefault(inputs[0], last) is not last:
+                return None
+    return tuple(carried.items()) if len(set(carried.values())) == len(carried) else None
+
+
+def _one_place(places: set[int | None]) -> bool:
+    return len(places) == 1 and None not in places

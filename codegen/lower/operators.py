@@ -56,9 +56,7 @@ def _linear_integer(kind: str) -> Callable[[Any, fx.Node, list[fx.Node]], Value]
         s, s_at = f.step.weight(Packed(f.sources(scales), f"{kind}_scales", scale_dtype, sizes[1]))
         operand = f.step.operand(value, "int8")
         result = _Result(f, node, chain, bias[0] if bias else None)
-        integer(
-            f.isa, count, n, k, operand, (w, s), (w_at, s_at), kind, result.finish, f.step.phase, f.space
-        )
+        integer(f.isa, count, n, k, operand, (w, s), (w_at, s_at), kind, result.finish, f.step.phase, f.space)
         return result.value
 
     return lower
@@ -102,9 +100,8 @@ class _Result:
         with I.If(channel + BLOCK <= self.n):
             with I.Then():
                 self.f.step.over(i32(0), BLOCK, True, write)
-            with I.Else():
-                with self.f.step.serial(self.n % BLOCK) as i:
-                    write(i)
+            with I.Else(), self.f.step.serial(self.n % BLOCK) as i:
+                write(i)
 
 
 def _embedding(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
@@ -144,7 +141,9 @@ def _embedding(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
 def _users(f: Any, table: fx.Node) -> list[fx.Node]:
     """Nodes of any entry that read the weight `table` stands for."""
     graphs = [e.graph for e in f.program.entries.values()]
-    return [u for g in graphs for n in g.nodes if n.op == "get_attr" and n.target == table.target for u in n.users]
+    return [
+        u for g in graphs for n in g.nodes if n.op == "get_attr" and n.target == table.target for u in n.users
+    ]
 
 
 def _statistics(f: Any, x: Value, count: int, compute: Callable[[Any], tuple[Any, ...]]) -> list[Any]:
@@ -190,7 +189,9 @@ def _layer_norm(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         raise CodegenError(f"layer_norm over {len(shape)} dimensions is not supported, only over the last")
     x = f.step.materialise(f.argument(x))
     size = x.shape[-1]
-    mean, scale = _statistics(f, x, 2, lambda r: mean_and_rstd(f.isa, size, x.buffer, x.offset + r * size, eps))
+    mean, scale = _statistics(
+        f, x, 2, lambda r: mean_and_rstd(f.isa, size, x.buffer, x.offset + r * size, eps)
+    )
     gain, shift = (f.argument(w) if w is not None else None for w in (weight, bias))
 
     def at(index: Index) -> Any:
@@ -208,7 +209,9 @@ def _mean(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         raise CodegenError(f"mean over dimensions {list(dims)} is not supported, only over the last")
     x = f.step.materialise(value)
     size = x.shape[-1]
-    (mean,) = _statistics(f, x, 1, lambda r: mean_and_rstd(f.isa, size, x.buffer, x.offset + r * size, 0.0)[:1])
+    (mean,) = _statistics(
+        f, x, 1, lambda r: mean_and_rstd(f.isa, size, x.buffer, x.offset + r * size, 0.0)[:1]
+    )
     lead = x.shape[:-1]
     rows = Value(
         (*lead, 1), "float32", lambda index: mean[f.space.simplify(ravel(index[:-1], lead))], vectorises=True

@@ -90,7 +90,11 @@ SCALAR_ONLY = {aten.cos.default, aten.sin.default, aten.log.default}
 
 
 def combine(
-    function: Callable[..., Any], operands: Sequence[Any], options: dict[str, Any], shape: Sequence[int], dtype: str
+    function: Callable[..., Any],
+    operands: Sequence[Any],
+    options: dict[str, Any],
+    shape: Sequence[int],
+    dtype: str,
 ) -> Value:
     """Apply a scalar function to broadcast values (and python scalars) of one output shape and dtype."""
     spread = [broadcast(x, shape) if isinstance(x, Value) else x for x in operands]

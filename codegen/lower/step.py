@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -46,7 +47,9 @@ class Step:
 
     # -- parameters ---------------------------------------------------------------------------------------------
 
-    def parameter(self, name: str, kind: str, dtype: str, shape: tuple[int, ...], packed: Packed | None = None) -> Any:
+    def parameter(
+        self, name: str, kind: str, dtype: str, shape: tuple[int, ...], packed: Packed | None = None
+    ) -> Any:
         """Return the flat buffer of an argument, declaring it on first use; `shape` is the caller's view."""
         if name not in self.parameters:
             buffer = tirx.decl_buffer((prod(shape),), dtype, _identifier(name))
@@ -59,7 +62,9 @@ class Step:
         `gathered`: only one row a token is read here, so the whole does not count as bytes moved.
         """
         known = self.parameters.get(packed.name)
-        buffer = self.parameter(packed.name, "weight", packed.dtype, (packed.size * len(packed.sources),), packed)
+        buffer = self.parameter(
+            packed.name, "weight", packed.dtype, (packed.size * len(packed.sources),), packed
+        )
         only = gathered and (known is None or known.gathered)
         self.parameters[packed.name] = replace(self.parameters[packed.name], gathered=only)
         moves = self.iteration is not None and len(packed.sources) > 1
@@ -116,7 +121,7 @@ class Step:
     # -- values into buffers ------------------------------------------------------------------------------------
 
     def materialise(self, value: Value, into: Any = None) -> Value:
-        """Return a value that is a plain buffer, computing it in one phase unless it already is (or `into` is given)."""
+        """Return a plain buffer of the value, computed in one phase unless it is one (or `into` is given)."""
         if value.buffer is not None and into is None:
             return value
         dtype = "int32" if value.dtype == "bool" else value.dtype
@@ -192,12 +197,11 @@ class Step:
                 self._fill_line(value, row, first, GROUP, line)
                 return
             lead = unravel(row, value.shape[:-1], self.space)
-            with self.serial(GROUP) as i:
-                with I.If(first + i < value.shape[-1]):
-                    with I.Then():
-                        I.buffer_store(line, value.at([*lead, first + i]), [i])
-                    with I.Else():
-                        I.buffer_store(line, tirx.const(0.0, "float32"), [i])
+            with self.serial(GROUP) as i, I.If(first + i < value.shape[-1]):
+                with I.Then():
+                    I.buffer_store(line, value.at([*lead, first + i]), [i])
+                with I.Else():
+                    I.buffer_store(line, tirx.const(0.0, "float32"), [i])
 
         quantise(self.isa, rows, k, fill, out, self.phase, self.space)
         return out
@@ -208,15 +212,17 @@ class Step:
         # A form that changes inside the line cannot be told apart by ranges; go one by one there.
         smooth = all(b % size == 0 for b in value.breaks) and value.vectorises
         self.over(
-            i32(0), size, smooth, lambda i: I.buffer_store(line, value.at([*lead, self.space.simplify(first + i)]), [i])
+            i32(0),
+            size,
+            smooth,
+            lambda i: I.buffer_store(line, value.at([*lead, self.space.simplify(first + i)]), [i]),
         )
 
 
 def _pieces(size: int, breaks: frozenset[int]) -> list[tuple[int, int]]:
     marks = sorted({0, size, *(b for b in breaks if 0 < b < size)})
-    return list(zip(marks[:-1], marks[1:], strict=True))
+    return list(pairwise(marks))
 
 
 def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
-

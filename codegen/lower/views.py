@@ -62,7 +62,10 @@ def permute(value: Value, order: Sequence[int]) -> Value:
         return replace(value, shape=tuple(shape), at=at)
     keeps_last = order[-1] == len(order) - 1
     return value.with_at(
-        shape, at, breaks=value.breaks if keeps_last else frozenset(), vectorises=value.vectorises and keeps_last
+        shape,
+        at,
+        breaks=value.breaks if keeps_last else frozenset(),
+        vectorises=value.vectorises and keeps_last,
     )
 
 

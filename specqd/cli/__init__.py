@@ -13,11 +13,13 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 wrong usage or an error the user can mend, 130 interrupted."""
-    from specqd.cli import bench, compile, demo, explain, fetch, generate, inspect, passes  # noqa: F401
-    from specqd.cli.app import app
-
     try:
+        from specqd.cli import bench, compile, demo, explain, fetch, generate, inspect, passes  # noqa: F401
+        from specqd.cli.app import app
+
         app(args=arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except SpecqdError as error:
         _fail(str(error))
     except OSError as error:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from specqd.errors import InputError
+from specqd.runtime.drafting import DraftLength, FixedLength
 from specqd.runtime.engine import Engine
 
 __all__ = ["Stats", "decode"]
@@ -59,13 +60,13 @@ def decode(
     stats: Stats,
     *,
     max_new_tokens: int,
-    draft_length: int = 0,
+    draft_length: DraftLength | None = None,
     stop: Collection[int] = (),
 ) -> Iterator[list[int]]:
     """Yield the greedy continuation of `prompt` in lists of one or more tokens, each as soon as it is known.
 
     Ends after `max_new_tokens`, after a token of `stop` (which is yielded) or when the cache is full.
-    `draft_length` tokens are drafted a round (0: plain decoding).
+    `draft_length` says how many tokens to draft each round (None: plain decoding).
 
     Raises:
         InputError: the prompt is empty or does not fit the cache.
@@ -115,13 +116,15 @@ class _Sequence:
     the first `_drafted_to` of them. A draft that shares the target's caches is up to date by itself.
     """
 
-    def __init__(self, engine: Engine, stats: Stats, draft_length: int, stop: Collection[int]) -> None:
+    def __init__(
+        self, engine: Engine, stats: Stats, draft_length: DraftLength | None, stop: Collection[int]
+    ) -> None:
         self._engine = engine
         self._stats = stats
         self._stop = stop
         self._target, *drafts = engine.manifest.chain
         self._draft = drafts[0] if drafts and draft_length else ""
-        self._draft_length = draft_length if drafts else 0
+        self._length = draft_length if drafts and draft_length else FixedLength(0)
         self._tokens: list[int] = []
         self._drafted_to = 0
         self._verify_rows = frozenset(engine.rows(self._target, every_row=True))
@@ -139,9 +142,13 @@ class _Sequence:
     def round(self, room: int) -> list[int]:
         """Draft, verify, and return the tokens that are now certain: 1 to `room`, none after a stop token."""
         at = len(self._tokens) - 1
-        drafts = self._propose(min(self._draft_length, room - 1, self._engine.capacity - at - 1))
+        began = time.perf_counter()
+        drafts = self._propose(min(self._length.choose(), room - 1, self._engine.capacity - at - 1))
+        drafted = time.perf_counter()
         chosen = self._engine.step(self._target, [self._tokens[at], *drafts], at).tolist()
+        verified = time.perf_counter()
         agreed = next((i for i, token in enumerate(drafts) if token != chosen[i]), len(drafts))
+        self._length.learn(len(drafts), agreed, drafted - began, verified - drafted)
         new = chosen[: agreed + 1]
         ends = [i for i, token in enumerate(new) if token in self._stop]
         if ends:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from specqd.errors import InputError
+from specqd.runtime.drafting import AdaptiveLength, FixedLength
 from specqd.runtime.engine import Engine
 from specqd.runtime.generate import Stats, decode
 from specqd.runtime.text import Message, Text
@@ -16,6 +17,9 @@ __all__ = ["Generation", "Model", "Prompt", "load"]
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """Text, a chat as a list of messages, or token ids."""
+
+
+_MOST_DRAFTED = 7  # tokens a round: targets are compiled to verify up to 8 rows
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Model:
 
     engine: Engine
     last: Stats = field(default_factory=Stats)  # of the latest generation, also of one that was broken off
+
+    @cached_property
+    def _length(self) -> AdaptiveLength:
+        """Draft length, which keeps what it learns from one generation to the next."""
+        return AdaptiveLength(self.engine.manifest.draft_length, _MOST_DRAFTED)
 
     @cached_property
     def text(self) -> Text:
@@ -69,9 +78,9 @@ class Model:
     ) -> Generation:
         """Continue a prompt greedily; `on_text` is called with each new piece of text.
 
-        The tokens are the same with and without `speculate`. `draft_length` tokens are drafted a round, by
-        default as many as the artifact was compiled for. A prompt of token ids needs no tokenizer; its
-        generation then has text only if there is one.
+        The tokens are the same with and without `speculate`. `draft_length` tokens are drafted a round; by
+        default their number follows what pays, beginning with what the artifact was compiled for. A prompt
+        of token ids needs no tokenizer; its generation then has text only if there is one.
 
         Raises:
             InputError: the prompt is empty, does not fit the cache, or is refused by the chat template.
@@ -111,9 +120,16 @@ class Model:
         if draft_length is not None and draft_length < 1:
             raise InputError(f"cannot draft {draft_length} tokens: give 1 or more, or do not speculate")
         self.last = Stats()
-        length = (draft_length or manifest.draft_length) if speculate else 0
+        length = FixedLength(draft_length) if draft_length else self._length
         stop = frozenset() if ignore_eos else frozenset(manifest.eos_token_ids)
-        return decode(self.engine, prompt, self.last, max_new_tokens=limit, draft_length=length, stop=stop)
+        return decode(
+            self.engine,
+            prompt,
+            self.last,
+            max_new_tokens=limit,
+            draft_length=length if speculate else None,
+            stop=stop,
+        )
 
     def _with_text(self, rounds: Iterator[list[int]]) -> Iterator[tuple[list[int], str]]:
         detokenizer = self.text.detokenizer() if self._has_text else None

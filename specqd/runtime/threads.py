@@ -68,81 +68,101 @@ def _upwards(mount: Path, mounted_root: str, path: str) -> Iterator[Path]:
 class ThreadChoice:
     """Chooses the thread count of each step from how long earlier steps took.
 
-    Compiled steps meet at barriers, so when another process takes one of N cores, N threads can be slower
-    than one. Each kind of step (a key) mostly runs with its best known count; now and then one step tries
-    another count. What such trials lose is paid from a budget of `BUDGET` of all time spent, so they cost
-    next to nothing where the machine is quiet; a count that lately was clearly faster is tried at once, and
-    taken when it is clearly faster twice.
+    Compiled steps meet at barriers, so when another process takes one of N cores, N threads can be many
+    times slower than one. Each kind of step (a key) mostly runs with its best known count; now and then one
+    step tries another. What such trials lose is paid from a budget of `BUDGET` of all time spent, so they
+    cost next to nothing where the machine is quiet. Free of charge is a first look, and trying what was
+    clearly faster the last time, or what another kind of step has just found to be: a neighbour comes and
+    goes for all kinds.
     """
 
     BUDGET = 0.005
-    CLEARLY = 0.9
+    CLEARLY = 0.9  # of the normal time: faster than this in two trials is taken for faster
+    STRIKINGLY = 0.6  # one trial is enough
 
     def __init__(self, most: int) -> None:
         self.counts = tuple(dict.fromkeys(count for count in (most, most - 1, most // 2, 1) if count >= 1))
         self._kinds: dict[Hashable, _Kind] = {}
+        self._latest = most  # what was switched to last
 
     def pick(self, key: Hashable) -> int:
         """Return the thread count for the next step of this kind; follow it with `report`."""
         if len(self.counts) == 1:
             return self.counts[0]
-        kind = self._kinds.setdefault(key, _Kind(self.counts))
+        if key not in self._kinds:
+            self._kinds[key] = _Kind(self.counts, self._latest)
+        kind = self._kinds[key]
         return kind.trial() or kind.current
 
     def report(self, key: Hashable, count: int, seconds: float) -> None:
         """Say how long the step that `pick` was asked for took."""
-        if len(self.counts) > 1:
-            self._kinds[key].add(count, seconds)
+        if len(self.counts) == 1:
+            return
+        switched = self._kinds[key].add(count, seconds)
+        if switched:
+            self._latest = switched
+            for kind in self._kinds.values():
+                kind.hint = switched
 
 
 class _Kind:
     """What is known about one kind of step."""
 
-    _WARM = 4  # steps before the first trial: the first ones read weights from disk
-    _RECENT = 5
+    _WARM = 3  # steps before the first trial: the first one may read weights from disk
+    _RECENT = 3
+    _MOST_LOSS = 4.0  # times the normal step: how bad a count is expected to be still, after some time
 
-    def __init__(self, counts: tuple[int, ...]) -> None:
-        self.current = counts[0]
-        self._waiting = deque(counts[1:])  # the other counts, the next to try first
+    def __init__(self, counts: tuple[int, ...], start: int) -> None:
+        self.current = start
+        self.hint: int | None = None  # a count to try at once
+        self._waiting = deque(count for count in counts if count != start)  # the next to try first
         self._times: dict[int, deque[float]] = {count: deque(maxlen=self._RECENT) for count in counts}
         self._budget = 0.0
         self._steps = 0
-        self._rested = True  # whether the current count was measured since the last trial
         self._wins = 0
+
+    @property
+    def _normal(self) -> float:
+        return statistics.median(self._times[self.current])
 
     def trial(self) -> int | None:
         """Return the count to try now, if one is due."""
-        if self._steps < self._WARM or not self._rested:
+        if self._steps < self._WARM:
             return None
-        normal = statistics.median(self._times[self.current])
-        for count in tuple(self._waiting):
-            known = self._times[count]
-            # Without experience, expect the worst: that all the work is divided among the threads.
-            expected = known[-1] if known else normal * max(1.0, self.current / count)
-            first_look = not known and expected <= 2 * normal
-            loss = max(expected - normal, 0.05 * normal)
-            if first_look or expected < ThreadChoice.CLEARLY * normal or self._budget >= loss:
-                return count
-        return None
+        if self.hint not in {None, self.current}:
+            return self.hint
+        return next((count for count in self._waiting if self._worth_a_trial(count)), None)
 
-    def add(self, count: int, seconds: float) -> None:
-        """Learn from one step."""
+    def _worth_a_trial(self, count: int) -> bool:
+        known, normal = self._times[count], self._normal
+        if known:
+            expected = min(known[-1], self._MOST_LOSS * normal)
+            free = expected < ThreadChoice.CLEARLY * normal
+        else:
+            # Without experience, expect the worst: that all the work is divided among the threads.
+            expected = normal * max(1.0, self.current / count)
+            free = expected <= 2 * normal
+        return free or self._budget >= max(expected - normal, 0.05 * normal)
+
+    def add(self, count: int, seconds: float) -> int | None:
+        """Learn from one step; return the count that is now the best known one, if it has changed."""
         self._steps += 1
         self._times[count].append(seconds)
         if count == self.current:
             self._budget += ThreadChoice.BUDGET * seconds
-            self._rested = True
-            return
-        self._rested = False
-        normal = statistics.median(self._times[self.current])
+            return None
+        self.hint = None
+        normal = self._normal
         self._budget = max(0.0, self._budget - max(seconds - normal, 0.05 * normal))
         if seconds >= ThreadChoice.CLEARLY * normal:
             self._wins = 0
             self._waiting.rotate(-1)
-            return
+            return None
         self._wins += 1
-        if self._wins == 2:
-            self._waiting.remove(count)
-            self._waiting.append(self.current)
-            self._times[count] = deque([seconds], maxlen=self._RECENT)
-            self.current, self._wins, self._budget, self._rested = count, 0, 0.0, True
+        if self._wins < 2 and seconds > ThreadChoice.STRIKINGLY * normal:
+            return None
+        self._waiting.remove(count)
+        self._waiting.append(self.current)
+        self._times[count] = deque([seconds], maxlen=self._RECENT)
+        self.current, self._wins, self._budget = count, 0, 0.0
+        return count
