@@ -17,6 +17,7 @@ from toy import CAPACITY, EOS, VOCAB, compile_toy, model_next, save_toy, table
 from specqd.errors import ArtifactError, InputError
 from specqd.runtime.drafting import AdaptiveLength, FixedLength
 from specqd.runtime.generate import Stats, decode
+from specqd.runtime.library import aligned, tensor
 from specqd.runtime.model import Model, load
 
 TABLE = table().tolist()
@@ -157,6 +158,12 @@ def test_text_needs_a_tokenizer(model: Model):
 def test_bytes_of_a_step_count_weights_once_and_the_cache_so_far(model: Model):
     assert model.engine.step_bytes("target", 1, CAPACITY) == 4 * VOCAB + 2 * CAPACITY
     assert model.engine.step_bytes("target", 4, CAPACITY // 2) == 4 * VOCAB + CAPACITY
+
+
+def test_memory_that_compiled_code_could_not_load_vectors_from_is_refused():
+    assert tensor(aligned(64).view(np.int32)).shape == (16,)
+    with pytest.raises(RuntimeError, match="not aligned to 64 bytes"):
+        tensor(aligned(68)[4:].view(np.int32))
 
 
 def test_a_fresh_process_loads_neither_torch_nor_tvm_nor_transformers(compiled, tmp_path: Path):

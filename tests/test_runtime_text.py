@@ -84,10 +84,12 @@ def test_templates_in_the_tokenizer_config(tmp_path: Path, stored: object):
 
 TEMPLATES = {
     "chatml": CHATML,
-    "trimmed": "{%- for m in messages %}\n    {%- if m.role == 'user' %}\n  U: {{ m.content }}\n    {%- endif %}\n{%- endfor %}\n",
+    "trimmed": "{%- for m in messages %}\n    {%- if m.role == 'user' %}\n  U: {{ m.content }}\n"
+    "    {%- endif %}\n{%- endfor %}\n",
     "special tokens": "{{ bos_token }}{{ messages[0]['content'] | trim }}{{ eos_token }}",
     "json": "{{ messages | tojson }} {{ messages | tojson(indent=2) }}",
-    "loop controls": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}",
+    "loop controls": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
+    "{{ m.content }}{% break %}{% endfor %}",
     "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "namespace": "{% set n = namespace(c=0) %}{% for m in messages %}{% set n.c = n.c + 1 %}{% endfor %}{{ n.c }}",
     "tools": "{% if tools %}T{% else %}-{% endif %}{% if documents is defined and documents %}D{% endif %}",
@@ -145,7 +147,7 @@ def test_an_added_token_beyond_the_vocabulary_is_refused_when_it_is_used(tmp_pat
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     text = Text(tmp_path, VOCAB)
     assert text.encode("ab") == [11, 12]
-    with pytest.raises(InputError, match="token 50 .'<image>'., beyond"):
+    with pytest.raises(InputError, match=r"token 50 .'<image>'., beyond"):
         text.encode("a<image>")
 
 

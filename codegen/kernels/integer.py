@@ -95,7 +95,8 @@ def _tile(
             scale = I.bind(load(weight[1], offset[1] + block * BLOCK + v * lanes, lanes))
             for m in range(rows):
                 i = m * BLOCK + v * lanes
-                store(acc, i, load(acc, i, lanes) * scale, lanes)
+                # Plus zero, or LLVM would fuse the product into a bias or residual wherever it sees both.
+                store(acc, i, isa.fma(load(acc, i, lanes), scale, splat(f32(0.0), lanes)), lanes)
     for m in range(rows):
         finish(base + m, block * BLOCK, acc, m * BLOCK)
 

@@ -51,10 +51,10 @@ def _prelude(isa: ISA) -> Any:
 class Function:
     """The walk over a graph: which nodes become phases, which stay expressions."""
 
-    def __init__(self, program: Program, entry: Entry, isa: ISA, rows: int) -> None:
+    def __init__(self, program: Program, entry: Entry, isa: ISA, rows: int, profile: bool = False) -> None:
         """Prepare to lower `entry` for `rows` tokens."""
         self.program, self.entry, self.isa = program, entry, isa
-        self.step = Step(isa, rows)
+        self.step = Step(isa, rows, profile)
         self.space = self.step.space
         self.env: dict[fx.Node, Any] = {}
         self.start = (
@@ -103,6 +103,7 @@ class Function:
             if n in done or n in self.env:
                 continue
             chain = self._epilogue(n, set(nodes)) if self.is_matrix(n) else []
+            self.step.label = n.name
             value = self.lower_node(n, chain)
             done.update(chain)
             self.env[chain[-1] if chain else n] = self._settle(chain[-1] if chain else n, value)

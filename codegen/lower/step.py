@@ -35,8 +35,8 @@ class Parameter:
 class Step:
     """Emission state of one function over `rows` tokens for one instruction set."""
 
-    def __init__(self, isa: ISA, rows: int) -> None:
-        """Start with no parameters and nothing known."""
+    def __init__(self, isa: ISA, rows: int, profile: bool = False) -> None:
+        """Start with no parameters and nothing known; with `profile`, cycles are counted phase by phase."""
         self.isa, self.rows = isa, rows
         self.space = Space()
         self.parameters: dict[str, Parameter] = {}
@@ -44,6 +44,9 @@ class Step:
         self._operands: dict[tuple[int, str], Any] = {}
         self._keep: list[Value] = []
         self._unfenced: set[Any] = set()
+        self.label = ""
+        self.phases: list[str] = []
+        self._cycles = self.parameter("cycles", "scratch", "int64", (512,)) if profile else None
 
     # -- parameters ---------------------------------------------------------------------------------------------
 
@@ -83,6 +86,16 @@ class Step:
         self._unfenced.clear()
         with I.attr(0, "pragma_parallel_barrier_when_finish", 1):
             yield
+        if self._cycles is not None:
+            self._count()
+
+    def _count(self) -> None:
+        """Add the cycles since the last phase's end to this phase's slot; slot 0 holds the time of that end."""
+        self.phases.append(self.label)
+        slot = len(self.phases)
+        now = I.bind(tirx.call_llvm_intrin("int64", "llvm.readcyclecounter"))
+        I.buffer_store(self._cycles, self._cycles[slot] + now - self._cycles[0], [slot])
+        I.buffer_store(self._cycles, now, [0])
 
     def private_read(self, buffer: Any) -> None:
         """Note that every thread reads `buffer` outside a phase, so the next phase must not write it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -64,10 +66,12 @@ def tensor(array: Any) -> Any:
 
 
 def aligned(nbytes: int) -> np.ndarray:
-    """Return zeroed bytes that start at a cache line; pages come from the system when first written."""
-    room = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    skip = -room.ctypes.data % ALIGNMENT
-    return room[skip : skip + nbytes]
+    """Return zeroed bytes that start at a page; a page takes memory when it is first written."""
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    # In huge pages a cache would take all its memory at once: its first slots are far apart.
+    with contextlib.suppress(OSError, AttributeError):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint8, nbytes)
 
 
 def _config_threadpool() -> Callable[[int, int], None]:

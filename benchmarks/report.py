@@ -1,0 +1,116 @@
+"""Figures with their spread, tables of them, and where both go: the screen, result files, the README."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import machine
+
+__all__ = ["Spread", "Table", "add_options", "spread", "write"]
+
+_HERE = Path(__file__).parent
+_PACKAGES = ("specqd", "apache-tvm", "torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lowest and highest of one figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def show(self, digits: int = 2, unit: str = "") -> str:
+        """Write it as `1.23 (1.20-1.30)`."""
+        middle, low, high = (f"{value:.{digits}f}" for value in (self.median, self.low, self.high))
+        return f"{middle}{unit}" if low == high else f"{middle}{unit} ({low}-{high})"
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Summarise one value a round."""
+    known = list(values)
+    return Spread(median(known), min(known), max(known))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Markdown table and the figures in it by name."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [self.headings, ["---", *["---:"] * (len(self.headings) - 1)], *self.rows]
+        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `write` reads."""
+    parser.add_argument("-o", "--output", type=Path, default=_HERE / "results", help="folder for the results")
+    parser.add_argument("--publish", action="store_true", help="put the tables into benchmarks/README.md too")
+
+
+def write(
+    name: str,
+    tables: Sequence[Table],
+    details: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    options: argparse.Namespace,
+) -> None:
+    """Print the tables; write NAME.md and NAME.json (figures, details and what each round measured)."""
+    here, versions = machine.facts(), machine.versions(*_PACKAGES)
+    text = "\n\n".join([_heading(details, here, versions), *map(str, tables)])
+    print(text)
+    data = {
+        "date": date.today().isoformat(),
+        "machine": here,
+        "versions": versions,
+        "details": details,
+        "figures": {key: value for table in tables for key, value in table.figures.items()},
+        "rounds": rounds,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / f"{name}.md").write_text(text + "\n", "utf-8")
+    (options.output / f"{name}.json").write_text(json.dumps(data, indent=1, default=asdict) + "\n", "utf-8")
+    if options.publish:
+        _publish(name, text)
+
+
+def _heading(details: Mapping[str, Any], here: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    peers = [str(facts["version"]) for facts in details.get("peers", {}).values()]
+    plain = {key: value for key, value in details.items() if key not in {"model", "peers", "pipeline"}}
+    return "\n".join(
+        [
+            f"**{details['model']}**, {date.today().isoformat()}, {here['cpu']}, {here['cores']} cores, "
+            f"L3 {here['l3']}.",
+            f"{'; '.join(f'{key}: {_plain(value)}' for key, value in plain.items())}.",
+            f"{', '.join([*(f'{key} {value}' for key, value in versions.items()), *peers])}.",
+        ]
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _publish(name: str, text: str) -> None:
+    """Replace what stands between the README's two comments for this result."""
+    readme = _HERE / "README.md"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    whole = readme.read_text("utf-8")
+    if begin not in whole or end not in whole:
+        raise SystemExit(f"{readme} has no place for {name}: add the lines {begin} and {end}")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    readme.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", whole), "utf-8")

@@ -1,0 +1,166 @@
+"""Compiled functions of a program in this process, without an artifact: called as the runtime calls them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+import tvm_ffi
+
+from specqd.codegen.isa import ISA, TABLE, named
+from specqd.codegen.lower.function import lower
+from specqd.codegen.lower.last_row import last_row
+from specqd.codegen.lower.step import Parameter
+from specqd.codegen.pack import pack
+from specqd.program import Program
+from specqd.reference import propagate
+from specqd.runtime.cpu import cpu_features
+from specqd.runtime.library import aligned, set_threads, tensor
+
+__all__ = [
+    "NATIVE",
+    "RUNNABLE",
+    "Compiled",
+    "Lowered",
+    "array",
+    "assembly",
+    "jit",
+    "lowered",
+    "random_tokens",
+    "threads",
+]
+
+# As in specqd.runtime.library: pinned threads cannot get out of each other's way.
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+NATIVE = named("native", cpu_features())
+
+RUNNABLE = tuple(name for name, isa in TABLE.items() if cpu_features().issuperset(isa.features))
+"""Names of the instruction sets that this CPU has, best first."""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A function before it is compiled."""
+
+    symbol: str
+    function: Any
+    parameters: list[Parameter]
+
+
+def lowered(program: Program, entry: str, rows: int, isa: ISA = NATIVE, last_only: bool = False) -> Lowered:
+    """Lower an entry of a program, as specqd.codegen.build does."""
+    given = program.entry(entry)
+    propagate(program, given, rows)
+    if last_only:
+        given = last_row(given)
+        propagate(program, given, rows)
+    symbol = f"{entry}_{rows}"
+    return Lowered(symbol, *lower(program, given, isa, rows, symbol))
+
+
+def jit(functions: dict[str, Any], isa: ISA = NATIVE) -> Any:
+    """Compile TIR functions and load them; index the result by symbol."""
+    return _compile(functions, isa).jit()
+
+
+def assembly(functions: dict[str, Any], isa: ISA) -> str:
+    """Compile TIR functions, for a CPU that need not be this one, to assembly text."""
+    return _compile(functions, isa).mod.inspect_source("asm")
+
+
+def _compile(functions: dict[str, Any], isa: ISA) -> Any:
+    return tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(isa.target()))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[int]:
+    """Let compiled code use `count` threads; gives how many it gets."""
+    number = tvm_ffi.get_global_func("runtime.NumThreads")
+    before = number()
+    set_threads(count)
+    try:
+        yield number()
+    finally:
+        set_threads(before)
+
+
+class Compiled:
+    """The entries of a program, compiled for one number of rows when that is first fed.
+
+    Everything is kept in numpy arrays: `caches` by name, shared by all functions; scratch and outputs are filled
+    with nonsense before each call, since nobody may rely on what they hold.
+    """
+
+    def __init__(self, program: Program, isa: str | None = None) -> None:
+        self.program, self.isa = program, TABLE[isa] if isa else NATIVE
+        self.caches: dict[str, np.ndarray] = {}
+        self._weights: dict[str, Any] = {}
+        self._functions: dict[tuple[str, int, bool], tuple[Any, list[Any], dict[str, np.ndarray]]] = {}
+
+    def feed(self, entry: str, tokens: Sequence[int], start: int, last_only: bool = False) -> np.ndarray:
+        """Feed consecutive positions from `start`; return logits float32 `[rows or 1, vocab]`."""
+        call, arguments, arrays = self._function(entry, len(tokens), last_only)
+        for name, buffer in arrays.items():
+            if name not in self.caches:
+                buffer.view(np.uint8)[:] = 0xFF  # NaN, and -1
+        arrays["tokens"][:] = tokens
+        arrays["start"][0] = start
+        call(*arguments)
+        logits = arrays["logits"].reshape(len(arrays["next"]), -1).copy()
+        assert np.array_equal(arrays["next"], logits.argmax(-1)) or np.isnan(logits).any()
+        return logits
+
+    def decode(self, entry: str, tokens: Sequence[int], rows: int, start: int = 0) -> np.ndarray:
+        """Feed all tokens, `rows` at a time, from `start`; return logits float32 `[len(tokens), vocab]`."""
+        steps = range(0, len(tokens), rows)
+        return np.concatenate([self.feed(entry, tokens[i : i + rows], start + i) for i in steps])
+
+    def fill_caches(self, bits: int) -> None:
+        """Set every BF16 of the caches that are in use to one bit pattern."""
+        for cache in self.caches.values():
+            cache.view(np.uint16)[:] = bits
+
+    def _function(self, entry: str, rows: int, last_only: bool) -> tuple[Any, list[Any], dict[str, np.ndarray]]:
+        key = entry, rows, last_only
+        if key not in self._functions:
+            made = lowered(self.program, entry, rows, self.isa, last_only)
+            arrays: dict[str, np.ndarray] = {}
+            arguments = [self._argument(p, arrays) for p in made.parameters]
+            self._functions[key] = jit({made.symbol: made.function}, self.isa)[made.symbol], arguments, arrays
+        return self._functions[key]
+
+    def _argument(self, p: Parameter, arrays: dict[str, np.ndarray]) -> Any:
+        if p.kind == "weight":
+            if p.name not in self._weights:
+                self._weights[p.name] = _tensor_like(pack(p.packed, self.program.weights))
+            return self._weights[p.name]
+        known = self.caches.get(p.name)
+        buffer = known if known is not None else array(p.shape, p.dtype)
+        if p.kind == "cache":
+            self.caches[p.name] = buffer
+        arrays[p.name] = buffer
+        return tensor(buffer)
+
+
+def array(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A zeroed array at a cache line, as compiled code wants it."""
+    count = int(np.prod(shape))
+    return aligned(count * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
+
+
+def _tensor_like(values: np.ndarray) -> Any:
+    copy = array(values.shape, values.dtype.name)
+    copy[...] = values
+    return tensor(copy)
+
+
+def random_tokens(program: Program, count: int, rng: torch.Generator) -> list[int]:
+    """Tokens at random from the vocabulary."""
+    return torch.randint(0, program.model.vocab_size, (count,), generator=rng).tolist()
