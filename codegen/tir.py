@@ -58,10 +58,19 @@ def intrinsic(dtype: str, name: str, *args: Any) -> Any:
     return tirx.call_llvm_pure_intrin(dtype, name, *args)
 
 
+def prefetch(buffer: Any, at: Any) -> None:
+    """Ask for the cache line of element `at`; the CPU ignores it where there is no memory."""
+    I.evaluate(
+        tirx.call_llvm_intrin("void", "llvm.prefetch.p0", tirx.address_of(buffer[at]), i32(0), i32(3), i32(1))
+    )
+
+
 def local(size: int, dtype: str) -> Any:
-    """Allocate a small buffer on this thread's stack; constant indices keep it in registers."""
-    # Without the annotation TVM takes a kilobyte or more from its workspace pool, a call a task.
-    return I.alloc_buffer((size,), dtype, annotations={"disable_lower_builtin": True})
+    """Allocate a small buffer of this thread; with constant indices it lives in registers.
+
+    Keep one below a kilobyte: TVM puts those on the stack, larger ones cost a call to its workspace pool.
+    """
+    return I.alloc_buffer((size,), dtype)
 
 
 @contextmanager

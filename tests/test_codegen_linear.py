@@ -11,7 +11,6 @@ from compiled import NATIVE, RUNNABLE, Compiled
 from torch import Tensor, fx
 
 import specqd.ops  # noqa: F401  (registers the operators)
-from specqd.codegen.isa import TABLE
 from specqd.passes.quantize import int8, mxfp4
 from specqd.program import Entry, ModelInfo, Program
 
@@ -159,10 +158,8 @@ class Products:
         return split(self.compiled.feed("target", tokens, 0), self.cases)
 
 
-@pytest.fixture(scope="module", params=list(TABLE))
+@pytest.fixture(scope="module", params=RUNNABLE)
 def isa(request: pytest.FixtureRequest) -> str:
-    if request.param not in RUNNABLE:
-        pytest.skip(f"this CPU has no {request.param}")
     return request.param
 
 
@@ -196,7 +193,7 @@ def test_one_row_is_the_model(plain: Products, awkward: Products) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_have_the_bits_of_one_row(rows: int, plain: Products) -> None:
     if plain.isa != NATIVE.name and rows not in (2, 13):
-        pytest.skip(f"every row count is tried with {NATIVE.name} only")
+        pytest.skip(f"all row counts are tried with {NATIVE.name} only, to save time")
     tokens = [(7 * i + rows) % VOCAB for i in range(rows)]
     for case, got, one in zip(plain.cases, plain.rows(tokens), plain.one_by_one, strict=True):
         assert np.array_equal(got, one[tokens]), case
@@ -204,6 +201,8 @@ def test_rows_have_the_bits_of_one_row(rows: int, plain: Products) -> None:
 
 @pytest.mark.parametrize("rows", [3, 16])
 def test_awkward_sizes_have_the_bits_of_one_row(rows: int, awkward: Products) -> None:
+    if awkward.isa != NATIVE.name and rows != 3:
+        pytest.skip(f"all row counts are tried with {NATIVE.name} only, to save time")
     tokens = [(5 * i + 2) % VOCAB for i in range(rows)]
     for case, got, one in zip(awkward.cases, awkward.rows(tokens), awkward.one_by_one, strict=True):
         assert np.array_equal(got, one[tokens]), case

@@ -18,7 +18,7 @@ class AVX512(AVX2):
     mcpu = "x86-64-v4"
     features = (*AVX2.features, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
     lanes = 16
-    accumulators = 24
+    accumulators = 20
 
     def e2m1(self, codes: Any, table: Any) -> Any:
         """Look codes up with VPSHUFB."""

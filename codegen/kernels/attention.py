@@ -64,185 +64,133 @@ def attention(
     width = -(-group // tiles)
     with phase(), parallel(a.rows * a.kv_heads * tiles) as u:
         row, head = u // (a.kv_heads * tiles), (u // tiles) % a.kv_heads
-        position = bind(start + row)
         first = head * group + (u % tiles) * width
         if group % width:
+            # The last tile overlaps the one before: both compute the same bits for a shared head.
             first = tirx.min(first, (head + 1) * group - width)
-        first = bind(first)
-        _unit(isa, a, width, q, cache, layer, head, row, first, position, sinks, out)
+        unit = _Unit(
+            isa, a, width, bind(row * a.heads + first), bind(layer * a.kv_heads + head), bind(start + row)
+        )
+        unit.begin(None if sinks is None else [sinks(first + g) for g in range(width)])
+        oldest = tirx.max(unit.position - (a.window - 1), i32(0)) if a.window else i32(0)
+        begin = bind(oldest // CHUNK)
+        with I.serial(0, unit.position // CHUNK + 1 - begin) as c:
+            base = bind((begin + c) * CHUNK)
+            count = bind(tirx.min(unit.position + 1 - base, i32(CHUNK)))
+            unit.score(q, cache[0], base, count)
+            unit.soften(base, count)
+            unit.mix(cache[1], base, count)
+        unit.finish(out)
 
 
-def _unit(
-    isa: ISA,
-    a: Attention,
-    width: int,
-    q: Any,
-    cache: Any,
-    layer: Any,
-    head: Any,
-    row: Any,
-    first: Any,
-    position: Any,
-    sinks: Any,
-    out: Any,
-) -> None:
-    scores = local(width * CHUNK, "float32")
-    top, total = local(width, "float32"), local(width, "float32")
-    mixed = local(width * a.value_dim, "float32")
-    for g in range(width):
-        I.buffer_store(top, f32(_LOW) if sinks is None else sinks(first + g), [g])
-        I.buffer_store(total, f32(0.0 if sinks is None else 1.0), [g])
-    with I.serial(0, width * a.value_dim) as i:
-        I.buffer_store(mixed, f32(0.0), [i])
-    oldest = tirx.max(position - (a.window - 1), i32(0)) if a.window else i32(0)
-    begin = bind(oldest // CHUNK)
-    plane = bind(layer * a.kv_heads + head)
-    with I.serial(0, position // CHUNK + 1 - begin) as c:
-        base = bind((begin + c) * CHUNK)
-        count = bind(tirx.min(position + 1 - base, i32(CHUNK)))
-        _scores(isa, a, width, q, cache[0], plane, row * a.heads + first, base, count, scores)
-        _softmax(isa, a, width, scores, top, total, mixed, base, count, position)
-        _mix(isa, a, width, cache[1], plane, base, count, scores, mixed)
-    for g in range(width):
-        inverse = bind(f32(1.0) / total[g])
-        with I.serial(0, a.value_dim) as d:
-            I.buffer_store(
-                out, mixed[g * a.value_dim + d] * inverse, [((row * a.heads + first + g) * a.value_dim) + d]
-            )
+class _Unit:
+    """`width` query heads of one row that share a key head: `query` is the first, `plane` the layer's key head."""
+
+    def __init__(self, isa: ISA, a: Attention, width: int, query: Any, plane: Any, position: Any) -> None:
+        self.isa, self.a, self.width = isa, a, width
+        self.query, self.plane, self.position = query, plane, position
+        self.scores = [local(CHUNK, "float32") for _ in range(width)]
+        self.mixed = [local(a.value_dim, "float32") for _ in range(width)]
+        self.top, self.total = local(width, "float32"), local(width, "float32")
+
+    def begin(self, sinks: list[Any] | None) -> None:
+        """Start with nothing seen but the sink, which takes weight and gives nothing."""
+        for g, mixed in enumerate(self.mixed):
+            I.buffer_store(self.top, f32(_LOW) if sinks is None else sinks[g], [g])
+            I.buffer_store(self.total, f32(0.0 if sinks is None else 1.0), [g])
+            with I.serial(0, self.a.value_dim) as d:
+                I.buffer_store(mixed, f32(0.0), [d])
+
+    def score(self, q: Any, keys: Any, base: Any, count: Any) -> None:
+        """Multiply the queries with `count` keys from position `base`."""
+        isa, a, lanes = self.isa, self.a, self.isa.lanes
+        blocks = -(-a.capacity // POSITIONS)
+        with I.serial(0, (count + (POSITIONS - 1)) // POSITIONS) as b:
+            acc = [local(POSITIONS, "float32") for _ in range(self.width)]
+            for head in acc:
+                for v in range(0, POSITIONS, lanes):
+                    store(head, v, splat(f32(0.0), lanes), lanes)
+            block = bind((self.plane * blocks + base // POSITIONS + b) * (a.pairs * POSITIONS))
+            with I.serial(0, a.pairs) as d:
+                for v in range(0, POSITIONS, lanes):
+                    words = bind(load(keys, block + d * POSITIONS + v, lanes))
+                    low = bind(_float(tirx.shift_left(words, splat(i32(16), lanes)), lanes))
+                    high = bind(_float(tirx.bitwise_and(words, splat(i32(-65536), lanes)), lanes))
+                    for g, head in enumerate(acc):
+                        at = (self.query + g) * (2 * a.pairs) + d * 2
+                        even = isa.fma(low, splat(q[at], lanes), load(head, v, lanes))
+                        store(head, v, isa.fma(high, splat(q[at + 1], lanes), even), lanes)
+            for head, scores in zip(acc, self.scores, strict=True):
+                with I.serial(0, POSITIONS // lanes) as s, I.vectorized(0, lanes) as v:
+                    value = head[s * lanes + v] * f32(a.scale)
+                    if a.softcap:
+                        value = maths.tanh(value * f32(1 / a.softcap)) * f32(a.softcap)
+                    I.buffer_store(scores, value, [b * POSITIONS + s * lanes + v])
+
+    def soften(self, base: Any, count: Any) -> None:
+        """Turn scores into weights relative to the highest score so far, and shrink what came before to match."""
+        isa, lanes = self.isa, self.isa.lanes
+        steps = bind((count + (lanes - 1)) // lanes)
+        for g, (scores, mixed) in enumerate(zip(self.scores, self.mixed, strict=True)):
+            peak, sums = local(lanes, "float32"), local(lanes, "float32")
+            store(peak, 0, splat(f32(_LOW), lanes), lanes)
+            store(sums, 0, splat(f32(0.0), lanes), lanes)
+            with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
+                score = tirx.Select(self._seen(base + s * lanes + v), scores[s * lanes + v], f32(_LOW))
+                I.buffer_store(peak, tirx.max(peak[v], score), [v])
+            highest = bind(tirx.max(isa.reduce("fmax", load(peak, 0, lanes)), self.top[g]))
+            shrink = bind(maths.exp(self.top[g] - highest))
+            with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
+                weight = maths.exp(scores[s * lanes + v] - highest)
+                weight = tirx.Select(self._seen(base + s * lanes + v), weight, f32(0.0))
+                I.buffer_store(scores, weight, [s * lanes + v])
+                I.buffer_store(sums, sums[v] + scores[s * lanes + v], [v])
+            total = maths.fma(self.total[g], shrink, isa.reduce("fadd", load(sums, 0, lanes)))
+            I.buffer_store(self.total, total, [g])
+            I.buffer_store(self.top, highest, [g])
+            with I.serial(0, self.a.value_dim) as d:
+                I.buffer_store(mixed, mixed[d] * shrink, [d])
+
+    def _seen(self, slot: Any) -> Any:
+        if not self.a.window:
+            return slot <= self.position
+        return tirx.all(slot <= self.position, slot > self.position - self.a.window)
+
+    def mix(self, values: Any, base: Any, count: Any) -> None:
+        """Add `count` values from position `base`, in order, each times its weight."""
+        a, lanes = self.a, self.isa.lanes
+        while a.value_dim % lanes:
+            lanes //= 2
+        span = max(1, min(self.isa.accumulators // self.width, a.value_dim // lanes))
+        while (a.value_dim // lanes) % span:
+            span -= 1
+        kind = f"float32x{lanes}" if lanes > 1 else "float32"
+        slots = -(-a.capacity // POSITIONS) * POSITIONS
+        with I.serial(0, a.value_dim // (lanes * span)) as tile:
+            acc = [local(span * lanes, "float32") for _ in range(self.width)]
+            for head, mixed in zip(acc, self.mixed, strict=True):
+                for j in range(span):
+                    store(head, j * lanes, load(mixed, (tile * span + j) * lanes, lanes), lanes)
+            with I.serial(0, count) as t:
+                for j in range(span):
+                    at = (self.plane * slots + base + t) * a.value_dim + (tile * span + j) * lanes
+                    wide = tirx.Cast(kind.replace("float", "int"), load(values, at, lanes))
+                    v = bind(_float(tirx.shift_left(wide, splat(i32(16), lanes)), lanes))
+                    for head, weights in zip(acc, self.scores, strict=True):
+                        weight = splat(weights[t], lanes)
+                        new = intrinsic(kind, "llvm.fmuladd", v, weight, load(head, j * lanes, lanes))
+                        store(head, j * lanes, new, lanes)
+            for head, mixed in zip(acc, self.mixed, strict=True):
+                for j in range(span):
+                    store(mixed, (tile * span + j) * lanes, load(head, j * lanes, lanes), lanes)
+
+    def finish(self, out: Any) -> None:
+        """Divide by the total weight and store."""
+        for g, mixed in enumerate(self.mixed):
+            inverse = bind(f32(1.0) / self.total[g])
+            with I.serial(0, self.a.value_dim) as d:
+                I.buffer_store(out, mixed[d] * inverse, [(self.query + g) * self.a.value_dim + d])
 
 
-def _scores(
-    isa: ISA,
-    a: Attention,
-    width: int,
-    q: Any,
-    keys: Any,
-    plane: Any,
-    query: Any,
-    base: Any,
-    count: Any,
-    out: Any,
-) -> None:
-    lanes, vectors = isa.lanes, POSITIONS // isa.lanes
-    with I.serial(0, (count + (POSITIONS - 1)) // POSITIONS) as b:
-        acc = local(width * POSITIONS, "float32")
-        for i in range(width * vectors):
-            store(acc, i * lanes, splat(f32(0.0), lanes), lanes)
-        block = bind((plane * (-(-a.capacity // POSITIONS)) + base // POSITIONS + b) * (a.pairs * POSITIONS))
-        with I.serial(0, a.pairs) as d:
-            for v in range(vectors):
-                words = load(keys, block + d * POSITIONS + v * lanes, lanes)
-                low = bind(
-                    tirx.reinterpret(f"float32x{lanes}", tirx.shift_left(words, splat(i32(16), lanes)))
-                )
-                mask = splat(i32(-65536), lanes)
-                high = bind(tirx.reinterpret(f"float32x{lanes}", tirx.bitwise_and(words, mask)))
-                for g in range(width):
-                    i = g * POSITIONS + v * lanes
-                    at = (query + g) * (2 * a.pairs) + d * 2
-                    even = isa.fma(low, splat(q[at], lanes), load(acc, i, lanes))
-                    store(acc, i, isa.fma(high, splat(q[at + 1], lanes), even), lanes)
-        for g in range(width):
-            for v in range(vectors):
-                score = load(acc, g * POSITIONS + v * lanes, lanes) * splat(f32(a.scale), lanes)
-                if a.softcap:
-                    score = maths_vector(
-                        maths.tanh, score * splat(f32(1 / a.softcap), lanes), a.softcap, lanes
-                    )
-                store(out, g * CHUNK + b * POSITIONS + v * lanes, score, lanes)
-
-
-def maths_vector(function: Any, x: Any, scale: float, lanes: int) -> Any:
-    """Apply a scalar function of `maths` lane by lane through a small vectorised loop, times `scale`."""
-    source, result = local(lanes, "float32"), local(lanes, "float32")
-    store(source, 0, x, lanes)
-    with I.vectorized(0, lanes) as v:
-        I.buffer_store(result, function(source[v]) * f32(scale), [v])
-    return load(result, 0, lanes)
-
-
-def _softmax(
-    isa: ISA,
-    a: Attention,
-    width: int,
-    scores: Any,
-    top: Any,
-    total: Any,
-    mixed: Any,
-    base: Any,
-    count: Any,
-    position: Any,
-) -> None:
-    lanes = isa.lanes
-    steps = bind((count + (lanes - 1)) // lanes)
-
-    def seen(t: Any) -> Any:
-        ok = t <= position
-        return tirx.all(ok, t > position - a.window) if a.window else ok
-
-    for g in range(width):
-        peak = local(lanes, "float32")
-        store(peak, 0, splat(f32(_LOW), lanes), lanes)
-        with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
-            score = scores[g * CHUNK + s * lanes + v]
-            score = tirx.Select(seen(base + s * lanes + v), score, f32(_LOW))
-            I.buffer_store(peak, tirx.max(peak[v], score), [v])
-        highest = bind(tirx.max(isa.reduce("fmax", load(peak, 0, lanes)), top[g]))
-        shrink = bind(maths.exp(top[g] - highest))
-        sums = local(lanes, "float32")
-        store(sums, 0, splat(f32(0.0), lanes), lanes)
-        with I.serial(0, steps) as s:
-            with I.vectorized(0, lanes) as v:
-                at = g * CHUNK + s * lanes + v
-                weight = maths.exp(scores[at] - highest)
-                I.buffer_store(scores, tirx.Select(seen(base + s * lanes + v), weight, f32(0.0)), [at])
-            store(sums, 0, load(sums, 0, lanes) + load(scores, g * CHUNK + s * lanes, lanes), lanes)
-        I.buffer_store(total, maths.fma(total[g], shrink, isa.reduce("fadd", load(sums, 0, lanes))), [g])
-        I.buffer_store(top, highest, [g])
-        with I.serial(0, a.value_dim) as d:
-            I.buffer_store(mixed, mixed[g * a.value_dim + d] * shrink, [g * a.value_dim + d])
-
-
-def _mix(
-    isa: ISA,
-    a: Attention,
-    width: int,
-    values: Any,
-    plane: Any,
-    base: Any,
-    count: Any,
-    weights: Any,
-    mixed: Any,
-) -> None:
-    lanes = isa.lanes
-    while a.value_dim % lanes:
-        lanes //= 2
-    span = max(1, min(isa.accumulators // width, a.value_dim // lanes))
-    while (a.value_dim // lanes) % span:
-        span -= 1
-    dtype = f"x{lanes}" if lanes > 1 else ""
-    rows = -(-a.capacity // POSITIONS) * POSITIONS
-    with I.serial(0, a.value_dim // (lanes * span)) as tile:
-        acc = local(width * span * lanes, "float32")
-        for g in range(width):
-            for j in range(span):
-                old = load(mixed, g * a.value_dim + (tile * span + j) * lanes, lanes)
-                store(acc, (g * span + j) * lanes, old, lanes)
-        with I.serial(0, count) as t:
-            for j in range(span):
-                at = (plane * rows + base + t) * a.value_dim + (tile * span + j) * lanes
-                wide = tirx.Cast(f"int32{dtype}", load(values, at, lanes))
-                v = bind(tirx.reinterpret(f"float32{dtype}", tirx.shift_left(wide, splat(i32(16), lanes))))
-                for g in range(width):
-                    i = (g * span + j) * lanes
-                    weight = splat(weights[g * CHUNK + t], lanes)
-                    store(
-                        acc,
-                        i,
-                        intrinsic(f"float32{dtype}", "llvm.fmuladd", v, weight, load(acc, i, lanes)),
-                        lanes,
-                    )
-        for g in range(width):
-            for j in range(span):
-                new = load(acc, (g * span + j) * lanes, lanes)
-                store(mixed, g * a.value_dim + (tile * span + j) * lanes, new, lanes)
+def _float(bits: Any, lanes: int) -> Any:
+    return tirx.reinterpret(f"float32x{lanes}" if lanes > 1 else "float32", bits)

@@ -12,7 +12,7 @@ from typing import Any
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import row_tiles, tasks
-from specqd.codegen.tir import I, f32, load, local, parallel, splat, store
+from specqd.codegen.tir import I, f32, load, local, parallel, prefetch, splat, store
 
 __all__ = ["BLOCK", "dense"]
 
@@ -43,20 +43,41 @@ def dense(
     """
     steps = k // 2 if kind == "bf16" else k
     blocks = -(-n // BLOCK)
-    vectors = BLOCK // isa.lanes
-    limit = max(1, isa.accumulators // vectors)
-
-    def task(first: Any, width: int) -> None:
-        for tile, repeat in row_tiles(rows, max(1, limit // width)):
-            with I.serial(0, repeat) as t:
-                space.bound(t, repeat)
-                base = space.simplify(tile[0] + t * tile[1])
-                _tile(isa, kind, steps, first, width, base, tile[1], x, weight, offset, finish)
-
+    limit = max(1, isa.accumulators * isa.lanes // BLOCK)
     with phase():
         for start, count, width in tasks(blocks, rows, limit):
             with parallel(count) as b:
-                task(start + b * width, width)
+                first = start + b * width
+                tiles = list(row_tiles(rows, max(1, limit // width)))
+                ahead = _Ahead(rows, first, width, steps, sum(repeat for _, repeat in tiles))
+                done = 0
+                for (row, size), repeat in tiles:
+                    with I.serial(0, repeat) as t:
+                        space.bound(t, repeat)
+                        base = space.simplify(row + t * size)
+                        ahead.tile = done + t
+                        _tile(isa, kind, steps, first, width, base, size, x, weight, offset, finish, ahead)
+                    done += repeat
+
+
+class _Ahead:
+    """Which cache line to ask for while another is computed on; one row alone leaves that to the CPU."""
+
+    #: lines that one tile's stream is kept ahead: a page, where the CPU's own prefetch stops
+    LINES = 64
+
+    def __init__(self, rows: int, first: Any, width: int, steps: int, tiles: int) -> None:
+        self.rows, self.first, self.width, self.steps, self.tiles = rows, first, width, steps, tiles
+        self.tile: Any = 0
+
+    def line(self, block: int, step: Any) -> Any:
+        """Line (16 lanes of 4 bytes) to ask for at `step` of the task's `block`-th block, or None."""
+        if self.rows == 1:
+            return None
+        if self.tiles == 1:
+            return (self.first + block) * self.steps + step + self.LINES
+        # Later tiles find this block in the cache; memory is free to bring the next task's meanwhile.
+        return (self.first + self.width + block) * self.steps + (self.tile * self.steps + step) // self.tiles
 
 
 def _tile(
@@ -71,29 +92,34 @@ def _tile(
     weight: Any,
     offset: Any,
     finish: Finish,
+    ahead: _Ahead,
 ) -> None:
     lanes, vectors = isa.lanes, BLOCK // isa.lanes
-    acc = local(rows * width * BLOCK, "float32")
-    for i in range(rows * width * vectors):
-        store(acc, i * lanes, splat(f32(0.0), lanes), lanes)
+    acc = [local(width * BLOCK, "float32") for _ in range(rows)]
+    for row in acc:
+        for i in range(width * vectors):
+            store(row, i * lanes, splat(f32(0.0), lanes), lanes)
     with I.serial(0, steps) as s:
         inputs = [_inputs(isa, kind, x, (base + m) * steps + s) for m in range(rows)]
         for j in range(width):
+            line = ahead.line(j, s)
+            if line is not None:
+                prefetch(weight, offset + line * BLOCK)
             for v in range(vectors):
                 at = offset + ((first + j) * steps + s) * BLOCK + v * lanes
                 w = load(weight, at, lanes)
                 w = isa.bf16_prepare(w) if kind == "bf16" else I.bind(w)
                 for m in range(rows):
-                    i = (m * width + j) * BLOCK + v * lanes
-                    old = load(acc, i, lanes)
+                    i = j * BLOCK + v * lanes
+                    old = load(acc[m], i, lanes)
                     if kind == "bf16":
                         new = isa.bf16_dot(old, w, inputs[m])
                     else:
                         new = isa.fma(w, splat(inputs[m], lanes), old)
-                    store(acc, i, new, lanes)
+                    store(acc[m], i, new, lanes)
     for m in range(rows):
         for j in range(width):
-            finish(base + m, (first + j) * BLOCK, acc, (m * width + j) * BLOCK)
+            finish(base + m, (first + j) * BLOCK, acc[m], j * BLOCK)
 
 
 def _inputs(isa: ISA, kind: str, x: Any, at: Any) -> Any:

@@ -64,9 +64,10 @@ def _tile(
     finish: Finish,
 ) -> None:
     lanes, vectors, groups = isa.lanes, BLOCK // isa.lanes, k // GROUP
-    acc = local(rows * BLOCK, "float32")
-    for i in range(rows * vectors):
-        store(acc, i * lanes, splat(f32(0.0), lanes), lanes)
+    acc = [local(BLOCK, "float32") for _ in range(rows)]
+    for row in acc:
+        for v in range(vectors):
+            store(row, v * lanes, splat(f32(0.0), lanes), lanes)
     table = isa.e2m1_table() if kind == "mxfp4" else None
     with I.serial(0, groups) as g:
         for v in range(vectors):
@@ -89,16 +90,16 @@ def _tile(
                 ]
                 scale = None
             for m in range(rows):
-                _accumulate(isa, columns, scale, x, (base + m) * groups + g, acc, m * BLOCK + v * lanes, kind)
+                _accumulate(isa, columns, scale, x, (base + m) * groups + g, acc[m], v * lanes, kind)
     if kind == "int8":
         for v in range(vectors):
             scale = I.bind(load(weight[1], offset[1] + block * BLOCK + v * lanes, lanes))
             for m in range(rows):
-                i = m * BLOCK + v * lanes
                 # Plus zero, or LLVM would fuse the product into a bias or residual wherever it sees both.
-                store(acc, i, isa.fma(load(acc, i, lanes), scale, splat(f32(0.0), lanes)), lanes)
+                product = isa.fma(load(acc[m], v * lanes, lanes), scale, splat(f32(0.0), lanes))
+                store(acc[m], v * lanes, product, lanes)
     for m in range(rows):
-        finish(base + m, block * BLOCK, acc, m * BLOCK)
+        finish(base + m, block * BLOCK, acc[m], 0)
 
 
 def _mxfp4_columns(isa: ISA, codes: Any, at: Any, table: Any) -> list[Any]:

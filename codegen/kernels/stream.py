@@ -22,19 +22,18 @@ def stream_read(isa: ISA) -> Any:
     out = tirx.decl_buffer((_TASKS * _VECTORS * isa.lanes,), "int32", "out")
     step = _VECTORS * isa.lanes
     launch, barrier = (f"pragma_parallel_{what}" for what in ("launch_point", "barrier_when_finish"))
-    with IRBuilder() as builder:
-        with I.attr(0, launch, 1), I.attr(0, barrier, 1), parallel(_TASKS) as task:
-            acc = local(step, "int32")
+    with IRBuilder() as builder, I.attr(0, launch, 1), I.attr(0, barrier, 1), parallel(_TASKS) as task:
+        acc = local(step, "int32")
+        for v in range(_VECTORS):
+            store(acc, v * isa.lanes, splat(i32(0), isa.lanes), isa.lanes)
+        count = I.bind(tirx.Cast("int32", tirx.floordiv(n, _TASKS * step)))
+        base = I.bind(tirx.Cast("int64", task) * tirx.Cast("int64", count))
+        with I.serial(0, count) as s:
             for v in range(_VECTORS):
-                store(acc, v * isa.lanes, splat(i32(0), isa.lanes), isa.lanes)
-            count = I.bind(tirx.Cast("int32", tirx.floordiv(n, _TASKS * step)))
-            base = I.bind(tirx.Cast("int64", task) * tirx.Cast("int64", count))
-            with I.serial(0, count) as s:
-                for v in range(_VECTORS):
-                    at = (base + tirx.Cast("int64", s)) * step + v * isa.lanes
-                    mixed = tirx.bitwise_xor(load(acc, v * isa.lanes, isa.lanes), load(data, at, isa.lanes))
-                    store(acc, v * isa.lanes, mixed, isa.lanes)
-            for v in range(_VECTORS):
-                store(out, task * step + v * isa.lanes, load(acc, v * isa.lanes, isa.lanes), isa.lanes)
+                at = (base + tirx.Cast("int64", s)) * step + v * isa.lanes
+                mixed = tirx.bitwise_xor(load(acc, v * isa.lanes, isa.lanes), load(data, at, isa.lanes))
+                store(acc, v * isa.lanes, mixed, isa.lanes)
+        for v in range(_VECTORS):
+            store(out, task * step + v * isa.lanes, load(acc, v * isa.lanes, isa.lanes), isa.lanes)
     func = tirx.PrimFunc([data, out], builder.get())
     return func.with_attr({"global_symbol": "stream_read", "tirx.noalias": True})

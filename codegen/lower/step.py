@@ -179,21 +179,17 @@ class Step:
         k = value.shape[-1]
         rows = value.size // k
         buffer = self.scratch(rows * k // 2, "int32")
-        with self.phase(), self.parallel(rows) as row:
-            line = local(k, "float32")
-            self._fill_line(value, row, 0, k, line)
-            self.over(
-                i32(0),
-                k // 2,
-                True,
-                lambda i: I.buffer_store(
-                    buffer,
-                    tirx.bitwise_or(
-                        bf16_bits(line[i * 2]), tirx.shift_left(bf16_bits(line[i * 2 + 1]), i32(16))
-                    ),
-                    [row * (k // 2) + i],
-                ),
-            )
+        piece = next(p for p in (64, 32, 16, 8, 4, 2) if k % p == 0)
+        with self.phase(), self.parallel(rows * (k // piece)) as u:
+            row, first = self.space.simplify(u // (k // piece)), self.space.simplify(u % (k // piece) * piece)
+            line = local(piece, "float32")
+            self._fill_line(value, row, first, piece, line)
+
+            def pair(i: Any) -> None:
+                high = tirx.shift_left(bf16_bits(line[i * 2 + 1]), i32(16))
+                I.buffer_store(buffer, tirx.bitwise_or(bf16_bits(line[i * 2]), high), [u * (piece // 2) + i])
+
+            self.over(i32(0), piece // 2, True, pair)
         return buffer
 
     def _int8_operand(self, value: Value) -> Any:
