@@ -133,16 +133,17 @@ def _tasks(
     for name, peer in peers.items():
         for model in peer.facts["weight_bytes"]:
             yield f"{name} {model}", partial(_peer_decode, peer, model, prompt, plan.new_tokens)
+    yield "stream read", compiled.bandwidth
     yield "specqd passes", partial(compiled.passes, prompt, plan.middle, plan.repeats)
     for length in plan.drafts if compiled.draft else ():
         yield f"specqd draft {length}", partial(compiled.decode, prompt, plan.new_tokens, length)
     yield "specqd plain", plain
+    yield "stream read", compiled.bandwidth
     yield "specqd prefill", partial(compiled.prefill, long)
     for name, peer in peers.items():
         for model in peer.facts["weight_bytes"]:
             yield f"{name} {model} prefill", partial(_peer_prefill, peer, model, long)
     yield "specqd prefill", partial(compiled.prefill, long)
-    yield "stream read", compiled.bandwidth
 
 
 def _round(tasks: list[tuple[str, Task]], number: int, quiet: machine.Quiet) -> Round:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import tvm
 import tvm_ffi
@@ -24,6 +25,7 @@ from specqd.runtime.cpu import cpu_features
 from specqd.runtime.library import aligned, set_threads, tensor
 
 __all__ = [
+    "EXTENDED",
     "NATIVE",
     "RUNNABLE",
     "Compiled",
@@ -40,6 +42,9 @@ __all__ = [
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 NATIVE = named("native", cpu_features())
+
+EXTENDED = (pytest.mark.slow, pytest.mark.extended)
+"""Marks of what costs more time than the default run has: `pytest -m extended`."""
 
 RUNNABLE = tuple(name for name, isa in TABLE.items() if cpu_features().issuperset(isa.features))
 """Names of the instruction sets that this CPU has, best first."""

@@ -192,8 +192,8 @@ def test_one_row_is_the_model(plain: Products, awkward: Products) -> None:
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_have_the_bits_of_one_row(rows: int, plain: Products) -> None:
-    if plain.isa != NATIVE.name and rows not in (2, 13):
-        pytest.skip(f"all row counts are tried with {NATIVE.name} only, to save time")
+    if plain.isa != NATIVE.name and rows != 5:
+        pytest.skip(f"row counts are tried with {NATIVE.name} only, to save time")
     tokens = [(7 * i + rows) % VOCAB for i in range(rows)]
     for case, got, one in zip(plain.cases, plain.rows(tokens), plain.one_by_one, strict=True):
         assert np.array_equal(got, one[tokens]), case
@@ -201,8 +201,8 @@ def test_rows_have_the_bits_of_one_row(rows: int, plain: Products) -> None:
 
 @pytest.mark.parametrize("rows", [3, 16])
 def test_awkward_sizes_have_the_bits_of_one_row(rows: int, awkward: Products) -> None:
-    if awkward.isa != NATIVE.name and rows != 3:
-        pytest.skip(f"all row counts are tried with {NATIVE.name} only, to save time")
+    if awkward.isa != NATIVE.name:
+        pytest.skip(f"row counts are tried with {NATIVE.name} only, to save time")
     tokens = [(5 * i + 2) % VOCAB for i in range(rows)]
     for case, got, one in zip(awkward.cases, awkward.rows(tokens), awkward.one_by_one, strict=True):
         assert np.array_equal(got, one[tokens]), case

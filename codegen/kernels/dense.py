@@ -49,7 +49,7 @@ def dense(
             with parallel(count) as b:
                 first = start + b * width
                 tiles = list(row_tiles(rows, max(1, limit // width)))
-                ahead = _Ahead(rows, first, width, steps, sum(repeat for _, repeat in tiles))
+                ahead = _Ahead(first, width, steps, sum(repeat for _, repeat in tiles))
                 done = 0
                 for (row, size), repeat in tiles:
                     with I.serial(0, repeat) as t:
@@ -61,19 +61,17 @@ def dense(
 
 
 class _Ahead:
-    """Which cache line to ask for while another is computed on; one row alone leaves that to the CPU."""
+    """Which cache line to ask for while another is computed on."""
 
     #: lines that one tile's stream is kept ahead: a page, where the CPU's own prefetch stops
     LINES = 64
 
-    def __init__(self, rows: int, first: Any, width: int, steps: int, tiles: int) -> None:
-        self.rows, self.first, self.width, self.steps, self.tiles = rows, first, width, steps, tiles
+    def __init__(self, first: Any, width: int, steps: int, tiles: int) -> None:
+        self.first, self.width, self.steps, self.tiles = first, width, steps, tiles
         self.tile: Any = 0
 
     def line(self, block: int, step: Any) -> Any:
-        """Line (16 lanes of 4 bytes) to ask for at `step` of the task's `block`-th block, or None."""
-        if self.rows == 1:
-            return None
+        """Line (16 lanes of 4 bytes) to ask for at `step` of the task's `block`-th block."""
         if self.tiles == 1:
             return (self.first + block) * self.steps + step + self.LINES
         # Later tiles find this block in the cache; memory is free to bring the next task's meanwhile.
@@ -102,9 +100,7 @@ def _tile(
     with I.serial(0, steps) as s:
         inputs = [_inputs(isa, kind, x, (base + m) * steps + s) for m in range(rows)]
         for j in range(width):
-            line = ahead.line(j, s)
-            if line is not None:
-                prefetch(weight, offset + line * BLOCK)
+            prefetch(weight, offset + ahead.line(j, s) * BLOCK)
             for v in range(vectors):
                 at = offset + ((first + j) * steps + s) * BLOCK + v * lanes
                 w = load(weight, at, lanes)

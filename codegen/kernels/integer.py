@@ -13,12 +13,14 @@ from typing import Any
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.dense import BLOCK, Finish
 from specqd.codegen.kernels.tiling import row_tiles, tasks
-from specqd.codegen.tir import I, f32, i32, load, local, parallel, splat, store, tirx
+from specqd.codegen.tir import I, f32, i32, load, local, parallel, prefetch, splat, store, tirx
 
 __all__ = ["GROUP", "integer"]
 
 #: inputs that share one activation scale (and, in MXFP4, one weight scale)
 GROUP = 32
+#: bytes that the weights are asked for ahead: a page, where the CPU's own prefetch stops
+AHEAD = 4096
 
 
 def integer(
@@ -69,26 +71,12 @@ def _tile(
         for v in range(vectors):
             store(row, v * lanes, splat(f32(0.0), lanes), lanes)
     table = isa.e2m1_table() if kind == "mxfp4" else None
+    lines = 4 if kind == "mxfp4" else 8
     with I.serial(0, groups) as g:
+        for line in range(lines):
+            prefetch(weight[0], offset[0] + ((block * groups + g) * lines + line) * 64 + AHEAD)
         for v in range(vectors):
-            if kind == "mxfp4":
-                columns = _mxfp4_columns(
-                    isa, weight[0], offset[0] + (block * groups + g) * 256 + v * lanes * 4, table
-                )
-                where = offset[1] + (block * groups + g) * BLOCK + v * lanes
-                scale = I.bind(_e8m0(load(weight[1], where, lanes), lanes))
-            else:
-                columns = [
-                    I.bind(
-                        load(
-                            weight[0],
-                            offset[0] + ((block * groups + g) * 8 + c) * 64 + v * lanes * 4,
-                            lanes * 4,
-                        )
-                    )
-                    for c in range(8)
-                ]
-                scale = None
+            columns, scale = _columns(isa, kind, weight, offset, block * groups + g, v * lanes, table)
             for m in range(rows):
                 _accumulate(isa, columns, scale, x, (base + m) * groups + g, acc[m], v * lanes, kind)
     if kind == "int8":
@@ -100,6 +88,19 @@ def _tile(
                 store(acc[m], v * lanes, product, lanes)
     for m in range(rows):
         finish(base + m, block * BLOCK, acc[m], 0)
+
+
+def _columns(
+    isa: ISA, kind: str, weight: Any, offset: Any, group: Any, lane: int, table: Any
+) -> tuple[list[Any], Any]:
+    """Load one group of 32 inputs for `isa.lanes` channels: 8 columns of 4 inputs each, and their scale, if any."""
+    lanes = isa.lanes
+    if kind == "mxfp4":
+        scale = I.bind(_e8m0(load(weight[1], offset[1] + group * BLOCK + lane, lanes), lanes))
+        return _mxfp4_columns(isa, weight[0], offset[0] + group * 256 + lane * 4, table), scale
+    return [
+        I.bind(load(weight[0], offset[0] + (group * 8 + c) * 64 + lane * 4, lanes * 4)) for c in range(8)
+    ], None
 
 
 def _mxfp4_columns(isa: ISA, codes: Any, at: Any, table: Any) -> list[Any]:

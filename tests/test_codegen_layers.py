@@ -1,0 +1,122 @@
+"""The loop over layers: what it is found in, and that it changes no bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compiled import Compiled, lowered, random_tokens
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, SmolLM3Config
+
+from specqd.build import default_pipeline
+from specqd.codegen.lower import function
+from specqd.frontends import capture
+from specqd.passes import Pipeline
+from specqd.program import Program
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def config(kind: type[PretrainedConfig], layers: int, **changes: Any) -> PretrainedConfig:
+    return kind(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **changes,
+    )
+
+
+def windows(*types: str) -> PretrainedConfig:
+    """Layers that see the last four positions, or all."""
+    return config(
+        Qwen2Config, len(types), use_sliding_window=True, sliding_window=4, layer_types=list(types)
+    )
+
+
+#: configuration, and the attention layers of each iteration of the loop that must be found (None: no loop)
+MODELS: dict[str, tuple[PretrainedConfig, list[list[int]] | None]] = {
+    "alike": (windows(FULL, FULL, FULL), [[0], [1], [2]]),
+    "one": (windows(FULL), None),
+    "two that differ": (windows(SLIDING, FULL), None),
+    "alternating": (windows(SLIDING, FULL, SLIDING, FULL), [[0, 1], [2, 3]]),
+    "alternating and a rest": (windows(SLIDING, FULL, SLIDING, FULL, SLIDING), [[0, 1], [2, 3]]),
+    "first differs": (windows(FULL, SLIDING, SLIDING, SLIDING), [[1], [2], [3]]),
+    "last differs": (windows(SLIDING, SLIDING, FULL), [[0], [1]]),
+    "some without rope": (config(SmolLM3Config, 4, no_rope_layers=[1, 0, 1, 0]), [[0, 1], [2, 3]]),
+}
+
+
+def program(model: PretrainedConfig, pipeline: str | None = None) -> Program:
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        made = AutoModelForCausalLM.from_config(model, dtype=torch.bfloat16).eval()
+        for parameter in made.parameters():
+            torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.25)
+    return Pipeline.parse(pipeline or default_pipeline(32))(capture(made))
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, Program]:
+    return {name: program(model) for name, (model, _) in MODELS.items()}
+
+
+def attentions(body: tuple[torch.fx.Node, ...]) -> list[int]:
+    """The layers whose attention is in a body."""
+    return [int(n.args[function.LAYER_ARGUMENT]) for n in body if "cached_attention" in str(n.target)]
+
+
+@pytest.mark.parametrize("entry", ["target", "draft"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_longest_run_of_alike_layers_becomes_the_loop(
+    name: str, entry: str, programs: dict[str, Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    find_loop = function.find_loop
+    monkeypatch.setattr(function, "find_loop", lambda nodes: found.append(find_loop(nodes)) or found[-1])
+    lowered(programs[name], entry, 3)
+    loop = found[0]
+    assert (loop and [attentions(body) for body in loop.bodies]) == MODELS[name][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("alike", "target"),
+        ("alternating and a rest", "draft"),
+        ("first differs", "target"),
+        ("last differs", "draft"),
+        ("some without rope", "target"),
+    ],
+)
+def test_a_loop_gives_the_bits_of_layers_written_out(
+    name: str, entry: str, programs: dict[str, Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = random_tokens(programs[name], 24, torch.Generator().manual_seed(13))
+    rolled = Compiled(programs[name]).decode(entry, tokens, 2)
+    monkeypatch.setattr(function, "find_loop", lambda nodes: None)
+    written_out = Compiled(programs[name]).decode(entry, tokens, 2)
+    assert np.array_equal(rolled, written_out)
+    assert rolled.std() > 0.1
+
+
+def test_layers_of_a_loop_read_one_array(programs: dict[str, Program]) -> None:
+    """Weights of alike layers are stacked, and weights outside of the loop are their own."""
+    names = [p.name for p in lowered(programs["first differs"], "target", 1).parameters if p.kind == "weight"]
+    down = sorted(n for n in names if "down_proj" in n)
+    assert down == ["model.layers.0.mlp.down_proj.weight.bf16", "model.layers.1.mlp.down_proj.weight+2.bf16"]
+
+
+def test_unfused_layers_are_found_too() -> None:
+    """Without the fusions a layer has many more nodes, and branches."""
+    plain = program(MODELS["alternating"][0], "insert-kv-cache{capacity=32}")
+    symbol = lowered(plain, "target", 1)
+    assert sum("down_proj" in p.name for p in symbol.parameters) == 2
