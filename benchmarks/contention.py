@@ -79,15 +79,15 @@ def _choices(most: int) -> dict[str, ThreadChoice]:
 
 def _round(compiled: Compiled, quiet: Quiet, prompt: list[int], new_tokens: int) -> dict[str, list[Sample]]:
     done: dict[str, list[Sample]] = {}
-    for busy in (False, True):
-        for threads, choice in _choices(compiled.engine.threads).items():
-            compiled.engine._choice = choice
-            with _neighbour() if busy else contextlib.nullcontext() as pid:
-                quiet.pids |= {pid} if pid else set()
+    for state in ("quiet", "busy"):
+        with _neighbour() if state == "busy" else contextlib.nullcontext() as pid:
+            quiet.pids |= {pid} if pid else set()
+            for threads, choice in _choices(compiled.engine.threads).items():
+                compiled.engine._choice = choice
                 for mode in _MODES:
                     length = compiled.engine.manifest.draft_length if mode == "speculative" else 0
                     sample = quiet(lambda length=length: compiled.decode(prompt, new_tokens, length))
-                    done[f"{threads}, {mode}, {'busy' if busy else 'quiet'}"] = [sample]
+                    done[f"{threads}, {mode}, {state}"] = [sample]
             quiet.pids -= {pid}
     return done
 

@@ -47,7 +47,7 @@ def main() -> None:
     choices = {"float32": [_choices(eager, *answer) for answer in answers]}
     eager = _eager(subject.checkpoint, torch.bfloat16)
     choices["bfloat16"] = [_choices(eager, *answer) for answer in answers]
-    tables.append(_agreement(choices))
+    tables.append(_agreement(choices, sum(len(tokens) for _, tokens in answers)))
     details = {
         "model": subject.name,
         "text": options.text.name if options.text else "pydoc_data.topics of this Python",
@@ -163,7 +163,7 @@ def _perplexity(ours: np.ndarray, theirs: np.ndarray) -> report.Table:
     return report.Table("The same BF16 weights:", headings, rows, {"perplexity": figures})
 
 
-def _agreement(choices: dict[str, list[list[dict[str, float]]]]) -> report.Table:
+def _agreement(choices: dict[str, list[list[dict[str, float]]]], tokens: int) -> report.Table:
     rows, figures = [], {}
     # Where float32 chooses as the compiled model did, it is BF16 that departed.
     exact = {(i, choice["at"]) for i, found in enumerate(choices["float32"]) for choice in found}
@@ -173,7 +173,8 @@ def _agreement(choices: dict[str, list[list[dict[str, float]]]]) -> report.Table
         second = sum(choice["second"] == choice["compiled"] for _, choice in others)
         alone = sum((i, choice["at"]) not in exact for i, choice in others)
         counts = [len(others), gaps["one"], gaps["two"], gaps["more"], second]
-        rows.append([dtype, *map(str, counts), "" if dtype == "float32" else str(alone)])
+        total, *rest = map(str, counts)
+        rows.append([dtype, f"{total} of {tokens}", *rest, "" if dtype == "float32" else str(alone)])
         largest = max((choice["gap"] for _, choice in others), default=0.0)
         names = ("differ", "within 2^-8", "within 2^-7", "beyond", "runner-up")
         figures[dtype] = {

@@ -87,14 +87,15 @@ def write(
 
 
 def _heading(details: Mapping[str, Any], here: Mapping[str, str], versions: Mapping[str, str]) -> str:
-    peers = [str(facts["version"]) for facts in details.get("peers", {}).values()]
+    own = [f"{key} {value}" for key, value in versions.items()]
+    peers = [part for facts in details.get("peers", {}).values() for part in facts["version"].split(", ")]
     plain = {key: value for key, value in details.items() if key not in {"model", "peers", "pipeline"}}
     return "\n".join(
         [
             f"**{details['model']}**, {date.today().isoformat()}, {here['cpu']}, {here['cores']} cores, "
             f"L3 {here['l3']}.",
             f"{'; '.join(f'{key}: {_plain(value)}' for key, value in plain.items())}.",
-            f"{', '.join([*(f'{key} {value}' for key, value in versions.items()), *peers])}.",
+            f"{', '.join(dict.fromkeys([*own, *peers]))}.",
         ]
     )
 

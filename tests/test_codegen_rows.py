@@ -63,7 +63,7 @@ def llama() -> PreTrainedModel:
     """Two layers; 5 query heads on one key head, and a vocabulary that is no multiple of 16."""
     config = LlamaConfig(
         vocab_size=83,
-        hidden_size=64,
+        hidden_size=160,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=5,

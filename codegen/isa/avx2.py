@@ -19,7 +19,7 @@ class AVX2(ISA):
 
     name = "avx2"
     mcpu = "x86-64-v3"
-    features = ("avx2", "fma", "f16c", "bmi2")
+    features: tuple[str, ...] = ("avx2", "fma", "f16c", "bmi2")
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """`a * b + c` with one rounding."""

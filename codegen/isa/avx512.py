@@ -16,7 +16,7 @@ class AVX512(AVX2):
 
     name = "avx512"
     mcpu = "x86-64-v4"
-    features = (*AVX2.features, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+    features: tuple[str, ...] = (*AVX2.features, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
     lanes = 16
     accumulators = 20
 
@@ -40,8 +40,8 @@ class AVX512BF16(AVX512):
     """Zen 4, Cooper Lake, Sapphire Rapids and later: BF16 pairs and bytes multiplied in one instruction each."""
 
     name = "avx512_bf16"
-    attributes = ("+avx512bf16", "+avx512vnni")
-    features = (*AVX512.features, "avx512_bf16", "avx512_vnni")
+    attributes: tuple[str, ...] = ("+avx512bf16", "+avx512vnni")
+    features: tuple[str, ...] = (*AVX512.features, "avx512_bf16", "avx512_vnni")
     pairs = True
     #: weights are shifted by 128 to be unsigned, so 128 * sum(x) comes off
     signed_correction = -128
@@ -83,5 +83,5 @@ class AMX(AVX512BF16):
 
     name = "amx"
     mcpu = "sapphirerapids"
-    attributes = ()
-    features = (*AVX512BF16.features, "amx_bf16", "amx_tile", "amx_int8")
+    attributes: tuple[str, ...] = ()
+    features: tuple[str, ...] = (*AVX512BF16.features, "amx_bf16", "amx_tile", "amx_int8")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.activations import bf16_bits, quantise
@@ -18,13 +18,15 @@ from specqd.codegen.tir import I, i32, local, parallel, tirx
 
 __all__ = ["Parameter", "Step"]
 
+Kind = Literal["tokens", "start", "next", "logits", "cache", "scratch", "weight"]
+
 
 @dataclass(frozen=True)
 class Parameter:
     """One argument of the compiled function, in order."""
 
     name: str
-    kind: str
+    kind: Kind
     dtype: str
     shape: tuple[int, ...]
     buffer: Any = field(compare=False)
@@ -51,7 +53,7 @@ class Step:
     # -- parameters ---------------------------------------------------------------------------------------------
 
     def parameter(
-        self, name: str, kind: str, dtype: str, shape: tuple[int, ...], packed: Packed | None = None
+        self, name: str, kind: Kind, dtype: str, shape: tuple[int, ...], packed: Packed | None = None
     ) -> Any:
         """Return the flat buffer of an argument, declaring it on first use; `shape` is the caller's view."""
         if name not in self.parameters:
@@ -87,15 +89,15 @@ class Step:
         with I.attr(0, "pragma_parallel_barrier_when_finish", 1):
             yield
         if self._cycles is not None:
-            self._count()
+            self._count(self._cycles)
 
-    def _count(self) -> None:
+    def _count(self, cycles: Any) -> None:
         """Add the cycles since the last phase's end to this phase's slot; slot 0 holds the time of that end."""
         self.phases.append(self.label)
         slot = len(self.phases)
         now = I.bind(tirx.call_llvm_intrin("int64", "llvm.readcyclecounter"))
-        I.buffer_store(self._cycles, self._cycles[slot] + now - self._cycles[0], [slot])
-        I.buffer_store(self._cycles, now, [0])
+        I.buffer_store(cycles, cycles[slot] + now - cycles[0], [slot])
+        I.buffer_store(cycles, now, [0])
 
     def private_read(self, buffer: Any) -> None:
         """Note that every thread reads `buffer` outside a phase, so the next phase must not write it."""

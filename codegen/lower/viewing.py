@@ -43,10 +43,12 @@ def _permute(f: Any, node: fx.Node) -> Value:
 
 def _slice(f: Any, node: fx.Node) -> Value:
     value = f.argument(node.args[0])
-    dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-    size = value.shape[dim % len(value.shape)]
-    first, _, step = slice(f.argument(start), f.argument(end), f.argument(step)).indices(size)
-    return views.slice_(f.space, value, dim, first, _shape(node)[dim % len(value.shape)], step)
+    dim, start, end, step = (
+        f.argument(a) for a in (node.args[1:] + (0, None, None, 1)[len(node.args) - 1 :])
+    )
+    dim %= len(value.shape)
+    first, _, stride = slice(start, end, step).indices(value.shape[dim])
+    return views.slice_(f.space, value, dim, first, _shape(node)[dim], stride)
 
 
 def _select(f: Any, node: fx.Node) -> Value:

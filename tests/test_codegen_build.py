@@ -1,0 +1,225 @@
+"""specqd.codegen.build: functions, arguments, packed weights, the library and its cache; and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_programs
+import torch
+import tvm
+import tvm_ffi
+from compiled import NATIVE, Compiled, array, jit, lowered, threads
+from family_configs import FAMILIES, random_model
+from torch import nn
+from tvm.script.ir_builder import IRBuilder
+
+from specqd.build import default_pipeline
+from specqd.codegen import build, library
+from specqd.codegen.isa import TABLE
+from specqd.codegen.tir import I, parallel, tirx
+from specqd.errors import CodegenError
+from specqd.frontends import capture
+from specqd.manifest import Function
+from specqd.passes import Pipeline
+from specqd.program import Program
+from specqd.runtime.library import tensor
+
+CAPACITY = 32
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    config = FAMILIES["qwen2"]()
+    config.hidden_size, config.num_hidden_layers, config.layer_types = 96, 2, ["full_attention"] * 2
+    config.tie_word_embeddings = True
+    return Pipeline.parse(default_pipeline(CAPACITY))(capture(random_model(config)))
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile three functions, not fourteen."""
+    monkeypatch.setattr(library, "VERIFY_ROWS", (1,))
+    monkeypatch.setattr(library, "PREFILL_ROWS", (32,))
+    monkeypatch.setattr(library, "DRAFT_ROWS", (1,))
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lower everything and leave TVM out."""
+    monkeypatch.setattr(library, "_library", lambda *_: (b"", "x86_64-unknown-linux-gnu"))
+
+
+def test_functions_and_their_arguments(program: Program, uncompiled: None) -> None:
+    made = build(program, NATIVE)
+    assert (made.isa, made.cpu_features) == (NATIVE.name, NATIVE.features)
+    target = {f"target_{rows}": (rows, rows >= 32) for rows in (*range(1, 9), 16, 32, 64, 128)}
+    draft = {f"draft_{rows}": (rows, False) for rows in (1, 2)}
+    assert {f.symbol: (f.rows, f.last_only) for f in made.functions} == target | draft
+    vocabulary = program.model.vocab_size
+    for function in made.functions:
+        assert function.symbol == f"{function.entry}_{function.rows}"
+        outputs = 1 if function.last_only else function.rows
+        args = {arg.name: (arg.kind, arg.dtype, arg.shape) for arg in function.args}
+        assert len(args) == len(function.args)
+        assert args["tokens"] == ("tokens", "int32", (function.rows,))
+        assert args["start"] == ("start", "int32", (1,))
+        assert args["next"] == ("next", "int32", (outputs,))
+        assert args["logits"] == ("logits", "float32", (outputs * vocabulary,))
+        # Two layers, two heads of 16 channels, and one cache for target and draft: keys in pairs, then values.
+        caches = {name: facts for name, facts in args.items() if facts[0] == "cache"}
+        size = 2 * 2 * CAPACITY * 16
+        assert caches == {"kv_k": ("cache", "int32", (size // 2,)), "kv_v": ("cache", "int16", (size,))}
+
+
+def test_weights_are_packed_as_the_functions_read_them(program: Program, uncompiled: None) -> None:
+    made = build(program, NATIVE)
+    read = {arg.name: arg for f in made.functions for arg in f.args if arg.kind == "weight"}
+    assert set(made.weights) == set(read) and len(made.weights) == len(read)
+    for name, values in made.weights.items():
+        assert (values.dtype.name, values.shape) == (read[name].dtype, read[name].shape), name
+    assert {arg.dtype for arg in read.values()} == {"int32", "int8", "uint8", "float32"}
+    # The tied table is one array, of which a lookup alone reads rows; its INT8 copy is the draft's head.
+    table = [name for name in read if name.startswith("model.embed_tokens")]
+    assert sorted(name.rpartition(".")[2] for name in table) == ["bf16", "int8", "int8_scales"]
+    gathered = {f.entry: [arg.name for arg in f.args if arg.gathered] for f in made.functions}
+    assert gathered == {"target": [], "draft": ["model.embed_tokens.weight.bf16"]}
+
+
+@pytest.mark.usefixtures("few")
+def test_the_library_runs_and_is_cached_by_content(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    first = build(program, NATIVE, progress=lambda *news: told.append(news), cache=tmp_path / "lib")
+
+    assert [done for _, done, _ in told] == [0, 1, 2, 3, 4] and {of for *_, of in told} == {4}
+    assert [what for what, *_ in told[:3]] == [
+        "lowering target for 1 rows",
+        "lowering target for 32 rows",
+        "lowering draft for 1 rows",
+    ]
+    stored = list((tmp_path / "lib").iterdir())
+    assert [file.suffix for file in stored] == [".so"] and stored[0].read_bytes() == first.library
+
+    module = tvm_ffi.load_module(str(stored[0]))
+    module["stream_read"]
+    direct = Compiled(program)
+    for function in first.functions:
+        tokens = [(7 * i) % program.model.vocab_size for i in range(function.rows)]
+        logits = call(module[function.symbol], function, first.weights, tokens)
+        assert np.array_equal(logits, direct.feed(function.entry, tokens, 0, function.last_only).ravel())
+
+    compiled: list[Any] = []
+    monkeypatch.setattr(tvm, "compile", lambda *given, **_: compiled.append(given) or 1 / 0)
+    again = build(program.copy(), NATIVE, cache=tmp_path / "lib")
+    assert again.library == first.library and not compiled
+    assert again.functions == first.functions
+
+    with pytest.raises(CodegenError, match="TVM could not compile the program for generic: division by zero"):
+        build(program, TABLE["generic"], cache=tmp_path / "lib")
+    with pytest.raises(CodegenError, match="TVM could not compile"):
+        build(program, NATIVE)
+    assert list((tmp_path / "lib").iterdir()) == stored
+
+
+def call(symbol: Any, function: Function, weights: Any, tokens: list[int]) -> np.ndarray:
+    """Call a function of a library with zeroed buffers, as its manifest describes it; return the logits."""
+    buffers = {arg.name: array(arg.shape, arg.dtype) for arg in function.args}
+    for arg in function.args:
+        if arg.kind == "weight":
+            buffers[arg.name][:] = weights[arg.name]
+    buffers["tokens"][:] = tokens
+    symbol(*(tensor(buffers[arg.name]) for arg in function.args))
+    assert np.array_equal(buffers["next"], buffers["logits"].reshape(len(buffers["next"]), -1).argmax(-1))
+    return buffers["logits"]
+
+
+def test_only_the_last_row_of_a_prompt_reaches_the_head(program: Program) -> None:
+    """Its logits are those of the last of all rows."""
+    made = Compiled(program)
+    tokens = [(3 * i + 1) % program.model.vocab_size for i in range(5)]
+    all_rows = made.feed("target", tokens, 0)
+    assert np.array_equal(made.feed("target", tokens, 0, last_only=True), all_rows[-1:])
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_nan_scales_of_mxfp4(program: Program, uncompiled: None) -> None:
+    broken = program.copy()
+    name = next(n for n in broken.weights if n.endswith("mxfp4_scales"))
+    broken.weights[name] = broken.weights[name].clone()
+    broken.weights[name][3, 1] = 255
+    with pytest.raises(CodegenError, match="NaN") as refused:
+        dict(build(broken, NATIVE).weights)
+    assert name in str(refused.value)
+
+
+def unsupported(body: Callable[..., torch.Tensor], **members: nn.Module) -> str:
+    """What codegen says about a small decoder."""
+    with pytest.raises(CodegenError) as refused:
+        lowered(small_programs.of(small_programs.Decoder(body, **members)), "target", 2)
+    return str(refused.value)
+
+
+class Sorted(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sort(x, dim=-1).values
+
+
+def test_an_unknown_operator_is_named_with_its_module() -> None:
+    message = unsupported(lambda self, x, positions: self.tidy(x), tidy=Sorted())
+    assert "aten.sort.default" in message and "tidy" in message and "specqd explain" in message
+
+
+def test_an_operator_in_a_form_that_has_no_kernel_is_named_too() -> None:
+    assert "mean over dimensions [1]" in unsupported(lambda self, x, positions: x - x.mean(1, keepdim=True))
+
+
+def test_a_float32_cache(program: Program) -> None:
+    model = random_model(FAMILIES["llama"]())
+    kept = Pipeline.parse(f"insert-kv-cache{{capacity={CAPACITY}, dtype=float32}}")(capture(model))
+    with pytest.raises(CodegenError, match="cache kv is float32; compiled code keeps its cache in bfloat16"):
+        lowered(kept, "target", 1)
+
+
+# -- races ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_parallel_loop_of_one_runs_once() -> None:
+    """TVM drops a loop of one iteration, and all threads then run its body."""
+    rounds = 2000
+    count = tirx.decl_buffer((1,), "int32", "count")
+    with IRBuilder() as builder, I.attr(0, "pragma_parallel_launch_point", 1), I.serial(0, rounds):
+        with I.attr(0, "pragma_parallel_barrier_when_finish", 1), parallel(1) as i:
+            I.buffer_store(count, count[i] + 1, [i])
+    function = tirx.PrimFunc([count], builder.get()).with_attr("global_symbol", "count_up")
+    counter = array((1,), "int32")
+    with threads(2):
+        jit({"count_up": function})["count_up"](tensor(counter))
+    assert counter[0] == rounds
+
+
+def parallel_extents(function: Any) -> list[int]:
+    found: list[int] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, tirx.For) and node.kind == tirx.ForKind.PARALLEL:
+            found.append(int(node.extent))
+
+    tvm.tirx.stmt_functor.post_order_visit(function.body, visit)
+    return found
+
+
+@pytest.mark.parametrize("family", ["phi", "gpt2", "opt"])
+def test_no_function_has_a_parallel_loop_of_one(family: str) -> None:
+    """With residuals added in place, as Phi's, that gave wrong numbers on two threads."""
+    first = "conv1d-to-linear, " if family == "gpt2" else ""
+    made = Pipeline.parse(first + default_pipeline(CAPACITY))(capture(random_model(FAMILIES[family]())))
+    for entry in made.chain:
+        extents = parallel_extents(lowered(made, entry, 1).function)
+        assert len(extents) > 10 and min(extents) > 1
