@@ -28,7 +28,7 @@ def default_pipeline(context: int | None = None) -> str:
     """Return the passes of a BF16 target with an MXFP4 draft of itself over the target's own cache."""
     capacity = f"{{capacity={context or DEFAULT_CONTEXT}}}"
     return (
-        f"fuse-rms-norm, fuse-rope, fuse-linear, insert-kv-cache{capacity}, derive-draft, "
+        f"conv1d-to-linear, fuse-rms-norm, fuse-rope, fuse-linear, insert-kv-cache{capacity}, derive-draft, "
         f"draft: cast-mxfp4{{scale=search}}, draft: share-kv"
     )
 
