@@ -12,6 +12,8 @@ from specqd.codegen.tir import f32, i32, intrinsic, tirx
 
 __all__ = ["add", "erf", "exp", "fma", "gelu", "gelu_tanh", "sigmoid", "silu", "subtract", "tanh"]
 
+#: adding and subtracting 1.5 * 2^23 rounds a float32 below 2^22 to the nearest integer, ties to even
+ROUNDER = 12582912.0
 # Minimax-like polynomial of 2^f on [-0.5, 0.5] (Taylor of exp(f ln 2) to order 7; error below 1e-8).
 _EXP2 = [math.log(2) ** n / math.factorial(n) for n in range(8)]
 # Abramowitz & Stegun 7.1.26: |error| <= 1.5e-7.
@@ -59,7 +61,7 @@ def exp(x: Any) -> Any:
     """`e^x` for float32; below -87.3 it is 0 within 1.3e-38, above 88.4 it is infinite."""
     # Constants come first: the minimum and maximum give their second operand when it is NaN.
     limited = tirx.max(f32(-87.3), tirx.min(f32(89.0), x))
-    whole = tirx.floor(fma(limited, f32(1.0 / math.log(2)), f32(0.5)))
+    whole = fma(limited, f32(1.0 / math.log(2)), f32(ROUNDER)) - f32(ROUNDER)
     power = tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("int32", whole) + i32(127), i32(23)))
     return _polynomial(fma(limited, f32(1.0 / math.log(2)), whole * f32(-1.0)), _EXP2) * power
 

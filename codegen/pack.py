@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -27,9 +28,12 @@ class Packed:
 
     @property
     def name(self) -> str:
-        """Name in the artifact: the first source, how many follow, the form."""
-        more = f"+{len(self.sources) - 1}" if len(self.sources) > 1 else ""
-        return f"{self.sources[0]}{more}.{self.form}"
+        """Name in the artifact: the first source, how many follow, a checksum of which, the form."""
+        if len(self.sources) == 1:
+            return f"{self.sources[0]}.{self.form}"
+        # Layers 0, 1, 2 of one function and 0, 2, 4 of another are two arrays.
+        which = crc32("\n".join(self.sources).encode())
+        return f"{self.sources[0]}+{len(self.sources) - 1}-{which:08x}.{self.form}"
 
 
 def _padded(weight: Tensor) -> Tensor:
@@ -67,10 +71,6 @@ def _mxfp4(blocks: Tensor) -> np.ndarray:
 
 def _mxfp4_scales(scales: Tensor) -> np.ndarray:
     s = _padded(scales).numpy()
-    if (s == 255).any():
-        raise CodegenError(
-            "an MXFP4 weight holds NaN blocks (scale byte 255); repair the checkpoint before compiling it"
-        )
     n, groups = s.shape
     return np.ascontiguousarray(s.reshape(n // BLOCK, BLOCK, groups).transpose(0, 2, 1))
 
@@ -95,8 +95,18 @@ _FORMS: dict[str, Callable[[Tensor], np.ndarray]] = {
 }
 
 
+#: form -> where its scales are NaN, which no kernel looks for
+_NAN: dict[str, Callable[[Tensor], Tensor]] = {"mxfp4_scales": lambda s: s == 255, "int8_scales": torch.isnan}
+
+
 def pack(packed: Packed, weights: Mapping[str, Tensor]) -> np.ndarray:
-    """Lay the sources out one after another; a flat array of `packed.dtype`."""
+    """Lay the sources out one after another; a flat array of `packed.dtype`.
+
+    Raises CodegenError for a quantised weight that holds NaN.
+    """
+    for name in packed.sources if packed.form in _NAN else ():
+        if _NAN[packed.form](weights[name]).any():
+            raise CodegenError(f"{name} holds NaN; repair the checkpoint before compiling it")
     layers = [_FORMS[packed.form](weights[name]).reshape(-1) for name in packed.sources]
     for name, layer in zip(packed.sources, layers, strict=True):
         if layer.size != packed.size or layer.dtype != np.dtype(packed.dtype):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +37,17 @@ __all__ = [
     "threads",
 ]
 
-# As in specqd.runtime.library: pinned threads cannot get out of each other's way.
-os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+def _start_threads(count: int) -> None:
+    """Start the thread pool with `count` threads, bound to no CPU, unless this process has started it before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TVM_BIND_THREADS", "0")
+        patch.setenv("TVM_NUM_THREADS", str(count))
+        tvm_ffi.get_global_func("runtime.NumThreads")()
+
+
+# Left alone, TVM counts half of the CPUs, and two CPUs would be one thread: without races to see.
+_start_threads(2)
 
 NATIVE = named("native", cpu_features())
 

@@ -17,6 +17,7 @@ from specqd.errors import InputError
 from specqd.runtime.model import load
 
 CAPACITY = 40_000
+ENDLESS = 400_000
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}<s>"
 
 
@@ -203,8 +204,9 @@ def test_bench_needs_room(tmp_path: Path):
 
 def test_ctrl_c_ends_with_the_text_so_far(tmp_path: Path):
     endless = tmp_path / "endless"
-    compiled = compile_toy(tmp_path, capacity=CAPACITY)
-    save_toy(endless, compiled, write_tokenizer(tmp_path), capacity=CAPACITY, eos_token_ids=())
+    # More text than a pipe holds: the command cannot end before the signal, however slow this test is.
+    compiled = compile_toy(tmp_path, capacity=ENDLESS)
+    save_toy(endless, compiled, write_tokenizer(tmp_path), capacity=ENDLESS, eos_token_ids=())
     command = [
         sys.executable,
         "-m",
@@ -214,7 +216,7 @@ def test_ctrl_c_ends_with_the_text_so_far(tmp_path: Path):
         "-p",
         "ab",
         "-n",
-        "39000",
+        str(ENDLESS - 100),
         "--stats",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -25,6 +25,10 @@ class AVX2(ISA):
         """`a * b + c` with one rounding."""
         return intrinsic(f"float32x{self.lanes}", f"llvm.fma.v{self.lanes}f32", a, b, c)
 
+    def round(self, x: Any) -> Any:
+        """VROUNDPS; said as such, so that no product is fused into it."""
+        return tirx.nearbyint(x)
+
     def e2m1_table(self) -> Any:
         """Build the 16-entry byte table of VPSHUFB in both halves of a register."""
         words = [sum(TABLE[4 * i + j] << (8 * j) for j in range(4)) for i in range(4)]

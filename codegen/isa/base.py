@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from specqd.codegen.tir import I, i32, intrinsic, splat, tirx
+from specqd.codegen.maths import ROUNDER
+from specqd.codegen.tir import I, f32, i32, intrinsic, splat, tirx
 
 __all__ = ["ISA"]
 
@@ -42,6 +43,10 @@ class ISA:
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """`a * b + c`: two roundings here, one where the CPU has the instruction."""
         return a * b + c
+
+    def round(self, x: Any) -> Any:
+        """Round lanes below 2^22 to the nearest integer, ties to even."""
+        return (x + splat(f32(ROUNDER), self.lanes)) - splat(f32(ROUNDER), self.lanes)
 
     def bf16_prepare(self, weights: Any) -> Any:
         """Prepare BF16 pairs (int32 lanes) once for several rows; what it returns goes to `bf16_dot`."""

@@ -47,7 +47,7 @@ def quantise(
         inverse = I.bind(tirx.Select(amax > f32(0.0), f32(127.0) / tirx.max(amax, f32(1e-30)), f32(0.0)))
         total = splat(i32(0), lanes)
         for i in range(0, GROUP, lanes):
-            scaled = tirx.nearbyint(load(block, i, lanes) * splat(inverse, lanes))
+            scaled = isa.round(I.bind(load(block, i, lanes) * splat(inverse, lanes)))
             q = I.bind(tirx.Cast(f"int32x{lanes}", scaled))
             packed = tirx.reinterpret(f"int32x{lanes // 4}", tirx.Cast(f"int8x{lanes}", q))
             store(values, u * (GROUP // 4) + i // 4, packed, lanes // 4)
