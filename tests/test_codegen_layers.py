@@ -11,7 +11,7 @@ from compiled import EXTENDED, Compiled, lowered, random_tokens
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, SmolLM3Config
 
 from specqd.build import default_pipeline
-from specqd.codegen.lower import function
+from specqd.codegen.lower import function, layers
 from specqd.codegen.pack import Packed
 from specqd.frontends import capture
 from specqd.passes import Pipeline
@@ -72,7 +72,7 @@ def programs() -> dict[str, Program]:
 
 def attentions(body: tuple[torch.fx.Node, ...]) -> list[int]:
     """The layers whose attention is in a body."""
-    return [int(n.args[function.LAYER_ARGUMENT]) for n in body if "cached_attention" in str(n.target)]
+    return [int(n.args[layers.LAYER_ARGUMENT]) for n in body if "cached_attention" in str(n.target)]
 
 
 @pytest.mark.parametrize("entry", ["target", "draft"])

@@ -38,12 +38,11 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     sizes = cache_sizes(cache.layers, cache.kv_heads, cache.capacity, cache.key_dim, cache.value_dim)
     keys = f.step.parameter(f"{name}_k", "cache", "int32", (sizes[0],))
     values = f.step.parameter(f"{name}_v", "cache", "int16", (sizes[1],))
-    start = f.start[1]
     queries = f.step.scratch(shape.rows * shape.heads * shape.pairs * 2, "float32")
     with f.step.phase():
         _write_queries(f, shape, q, queries)
-        _write_keys(f, shape, k, keys, where, start)
-        _write_values(f, shape, v, values, where, start)
+        _write_keys(f, shape, k, keys, where)
+        _write_values(f, shape, v, values, where)
     out = f.step.scratch(shape.rows * shape.heads * shape.value_dim, "float32")
     sink = f.argument(sinks) if sinks is not None else None
     attention(
@@ -52,7 +51,7 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         queries,
         (keys, values),
         where,
-        start[0],
+        f.start[0],
         None if sink is None else lambda head: sink.at([head]),
         out,
         f.step.phase,
@@ -77,7 +76,7 @@ def _write_queries(f: Any, a: Attention, q: Value, out: Any) -> None:
             I.buffer_store(out, f32(0.0), [u * (2 * a.pairs) + a.key_dim])
 
 
-def _write_keys(f: Any, a: Attention, k: Value, keys: Any, layer: Any, start: Any) -> None:
+def _write_keys(f: Any, a: Attention, k: Value, keys: Any, layer: Any) -> None:
     blocks = -(-a.capacity // POSITIONS)
     with f.step.parallel(a.rows * a.kv_heads) as u:
         row, head = f.space.simplify(u // a.kv_heads), f.space.simplify(u % a.kv_heads)
@@ -85,7 +84,7 @@ def _write_keys(f: Any, a: Attention, k: Value, keys: Any, layer: Any, start: An
         if a.key_dim % 2:
             I.buffer_store(line, f32(0.0), [a.key_dim])
         _fill(f, k, head, row, a.key_dim, lambda d, x: I.buffer_store(line, x, [d]))
-        slot = I.bind(start[0] + row)
+        slot = I.bind(f.start[0] + row)
         base = I.bind(((layer * a.kv_heads + head) * blocks + slot // POSITIONS) * (a.pairs * POSITIONS))
         with I.serial(0, a.pairs) as d:
             high = tirx.shift_left(bf16_bits(line[d * 2 + 1]), i32(16))
@@ -93,11 +92,11 @@ def _write_keys(f: Any, a: Attention, k: Value, keys: Any, layer: Any, start: An
             I.buffer_store(keys, word, [base + d * POSITIONS + slot % POSITIONS])
 
 
-def _write_values(f: Any, a: Attention, v: Value, values: Any, layer: Any, start: Any) -> None:
+def _write_values(f: Any, a: Attention, v: Value, values: Any, layer: Any) -> None:
     slots = -(-a.capacity // POSITIONS) * POSITIONS
     with f.step.parallel(a.rows * a.kv_heads) as u:
         row, head = f.space.simplify(u // a.kv_heads), f.space.simplify(u % a.kv_heads)
-        base = I.bind(((layer * a.kv_heads + head) * slots + start[0] + row) * a.value_dim)
+        base = I.bind(((layer * a.kv_heads + head) * slots + f.start[0] + row) * a.value_dim)
         _fill(
             f,
             v,

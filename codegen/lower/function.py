@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from contextlib import nullcontext
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from tvm.script.ir_builder import IRBuilder
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.argmax import argmax
-from specqd.codegen.lower.layers import LAYER_ARGUMENT, Loop, find_loop
+from specqd.codegen.lower.layers import Loop, cache_layers, find_loop
 from specqd.codegen.lower.operators import OPERATORS
 from specqd.codegen.lower.pointwise import ELEMENTWISE, SCALAR_ONLY, combine
 from specqd.codegen.lower.step import Parameter, Step
@@ -57,10 +56,8 @@ class Function:
         self.step = Step(isa, rows, profile)
         self.space = self.step.space
         self.env: dict[fx.Node, Any] = {}
-        self.start = (
-            self.step.parameter("tokens", "tokens", "int32", (rows,)),
-            self.step.parameter("start", "start", "int32", (1,)),
-        )
+        self.tokens = self.step.parameter("tokens", "tokens", "int32", (rows,))
+        self.start = self.step.parameter("start", "start", "int32", (1,))
         self.stacks: dict[fx.Node, tuple[fx.Node, ...]] = {}
         self.into: dict[fx.Node, Any] = {}
         self.layers: dict[fx.Node, tuple[int, int]] = {}
@@ -85,7 +82,7 @@ class Function:
         self._finish()
 
     def _placeholders(self) -> None:
-        tokens, start = self.start
+        tokens, start = self.tokens, self.start
         for n in self.entry.graph.nodes:
             if n.op != "placeholder":
                 continue
@@ -114,8 +111,8 @@ class Function:
             for sources in zip(*(n.all_input_nodes for n in column), strict=True):
                 if sources[0].op == "get_attr":
                     self.stacks[sources[0]] = sources
-            if "cached_attention" in str(column[0].target):
-                self.layers[column[0]] = _progression([int(n.args[LAYER_ARGUMENT]) for n in column])
+            if spacing := cache_layers(column):
+                self.layers[column[0]] = spacing
         outer = dict(self.env)
         results: dict[fx.Node, Value] = {}
         offset = {n: i for i, n in enumerate(loop.bodies[-1])}
@@ -204,11 +201,8 @@ class Function:
 
     def sources(self, node: fx.Node) -> tuple[str, ...]:
         """Names of the weights a get_attr node stands for, one a layer inside a layer loop."""
-        return (
-            tuple(str(n.target) for n in self.stacks.get(node, (node,)))
-            if self.step.iteration is not None
-            else (str(node.target),)
-        )
+        stacked = self.stacks.get(node, (node,)) if self.step.iteration is not None else (node,)
+        return tuple(str(n.target) for n in stacked)
 
     def small_weight(self, node: fx.Node) -> Value:
         """Read a weight as a float32 (or int32) tensor, element by element."""
@@ -221,12 +215,8 @@ class Function:
 
     def _place(self, node: fx.Node) -> str:
         stack = node.meta.get("nn_module_stack")
-        place = list(stack.values())[-1][0] if stack else ""
-        return (
-            f" (node {node.name}{', in ' + str(place) if place else ''})"
-            if "(node " not in str(place)
-            else ""
-        )
+        place = f", in {next(reversed(stack.values()))[0]}" if stack else ""
+        return f" (node {node.name}{place})"
 
     def _finish(self) -> None:
         output = next(n for n in self.entry.graph.nodes if n.op == "output").args[0]
@@ -242,13 +232,6 @@ class Function:
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta["val"], torch.Tensor)
-
-
-def _progression(layers: list[int]) -> tuple[int, int]:
-    step = layers[1] - layers[0]
-    if any(b - a != step for a, b in pairwise(layers)):
-        raise CodegenError(f"cache layers {layers} of one layer loop are not evenly spaced")
-    return layers[0], step
 
 
 def _readers(node: fx.Node) -> set[fx.Node]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["Loop", "find_loop"]
+__all__ = ["Loop", "cache_layers", "find_loop"]
 
 _ATTENTION = "cached_attention"
 #: position of `layer` among the arguments of cached_attention
@@ -39,6 +41,15 @@ def find_loop(nodes: list[fx.Node]) -> Loop | None:
         if best is not None and period >= 2:
             break
     return best
+
+
+def cache_layers(column: Sequence[fx.Node]) -> tuple[int, int] | None:
+    """First cache layer and step of one attention node in every body; None for other nodes or uneven steps."""
+    if _ATTENTION not in str(column[0].target):
+        return None
+    layers = [int(n.args[LAYER_ARGUMENT]) for n in column]
+    steps = {b - a for a, b in pairwise(layers)}
+    return (layers[0], steps.pop()) if len(steps) == 1 else None
 
 
 def _covered(loop: Loop) -> int:
@@ -75,8 +86,10 @@ def _build(nodes: list[fx.Node], starts: list[int], size: int) -> Loop | None:
     bodies = tuple(tuple(nodes[s : s + size]) for s in starts)
     if not all(_alike(list(column)) for column in zip(*bodies, strict=True)):
         return None
+    columns = zip(*bodies, strict=True)
+    uneven = any(_ATTENTION in str(c[0].target) and cache_layers(c) is None for c in columns)
     carried = _carried(bodies)
-    if carried is None:
+    if carried is None or uneven:
         return None
     outputs = {last for _, last in carried}
     inside = {n for body in bodies for n in body}
