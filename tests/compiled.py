@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ import pytest
 import torch
 import tvm
 import tvm_ffi
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from specqd.build import default_pipeline
 from specqd.codegen.isa import ISA, TABLE, named
 from specqd.codegen.lower.function import lower
 from specqd.codegen.lower.last_row import last_row
 from specqd.codegen.lower.step import Parameter
 from specqd.codegen.pack import pack
+from specqd.frontends import capture
+from specqd.passes import Pipeline
 from specqd.program import Program
 from specqd.reference import propagate
 from specqd.runtime.cpu import cpu_features
@@ -32,6 +37,7 @@ __all__ = [
     "array",
     "assembly",
     "jit",
+    "llama",
     "lowered",
     "random_tokens",
     "threads",
@@ -137,10 +143,12 @@ class Compiled:
 
     def fill_caches(self, bits: int) -> None:
         """Set every BF16 of the caches that are in use to one bit pattern."""
-        for cache in self.caches.values():
-            cache.view(np.uint16)[:] = bits
+        for buffer in self.caches.values():
+            buffer.view(np.uint16)[:] = bits
 
-    def _function(self, entry: str, rows: int, last_only: bool) -> tuple[Any, list[Any], dict[str, np.ndarray]]:
+    def _function(
+        self, entry: str, rows: int, last_only: bool
+    ) -> tuple[Any, list[Any], dict[str, np.ndarray]]:
         key = entry, rows, last_only
         if key not in self._functions:
             made = lowered(self.program, entry, rows, self.isa, last_only)
@@ -172,6 +180,32 @@ def _tensor_like(values: np.ndarray) -> Any:
     copy = array(values.shape, values.dtype.name)
     copy[...] = values
     return tensor(copy)
+
+
+@cache
+def llama() -> Program:
+    """A random Llama of two layers with its MXFP4 draft, through the default pipeline, for 168 positions.
+
+    It has five query heads of 12 channels on one key head, a tied table, and 83 tokens: no multiple of 16.
+    """
+    config = LlamaConfig(
+        vocab_size=83,
+        hidden_size=160,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        head_dim=12,
+        max_position_embeddings=168,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(10)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.15)
+    return Pipeline.parse(default_pipeline(168))(capture(model))
 
 
 def random_tokens(program: Program, count: int, rng: torch.Generator) -> list[int]:

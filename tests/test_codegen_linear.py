@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from compiled import NATIVE, RUNNABLE, Compiled
+from compiled import EXTENDED, NATIVE, RUNNABLE, Compiled
 from torch import Tensor, fx
 
 import specqd.ops  # noqa: F401  (registers the operators)
@@ -16,8 +16,11 @@ from specqd.program import Entry, ModelInfo, Program
 
 aten, ops = torch.ops.aten, torch.ops.specqd
 VOCAB = 33
-#: tiles of every height, alone and after others, evenly cut and with a rest
-ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 13, 16, 33)
+#: rows of a pass; the default run has tiles of every kind: alone and after others, evenly cut and with a rest
+ROWS = [
+    rows if rows in (1, 2, 3, 5, 6, 7, 16, 33) else pytest.param(rows, marks=EXTENDED)
+    for rows in (*range(1, 17), 33)
+]
 GROUP = 32
 
 
@@ -75,7 +78,9 @@ def products(cases: list[Case], rng: torch.Generator) -> Program:
             given = [stored(f"{i}.{n}", t) for n, t in zip("ws", int8.encode(weight), strict=True)]
             parts.append(graph.call_function(ops.linear_int8.default, (x, *given, bias)))
         else:
-            w = stored(f"{i}.w", weight if case.kind == "bf16" else weight.float() + 1e-3 * normal(case.n, case.k))
+            w = stored(
+                f"{i}.w", weight if case.kind == "bf16" else weight.float() + 1e-3 * normal(case.n, case.k)
+            )
             parts.append(graph.call_function(aten.linear.default, (x, w, bias) if bias else (x, w)))
     graph.output(graph.call_function(aten.cat.default, (parts, -1)))
     return Program({"target": Entry("target", graph)}, weights, ModelInfo("products", VOCAB, 64))
@@ -199,7 +204,7 @@ def test_rows_have_the_bits_of_one_row(rows: int, plain: Products) -> None:
         assert np.array_equal(got, one[tokens]), case
 
 
-@pytest.mark.parametrize("rows", [3, 16])
+@pytest.mark.parametrize("rows", [3, pytest.param(16, marks=EXTENDED)])
 def test_awkward_sizes_have_the_bits_of_one_row(rows: int, awkward: Products) -> None:
     if awkward.isa != NATIVE.name:
         pytest.skip(f"row counts are tried with {NATIVE.name} only, to save time")

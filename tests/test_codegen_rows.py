@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compiled import Compiled, random_tokens, threads
+from compiled import Compiled, llama, random_tokens, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from specqd.build import default_pipeline
 from specqd.frontends import capture
@@ -49,7 +48,9 @@ class Decoded:
                 self.compiled.feed(self.entry, wrong, start, last_only)
             got = self.compiled.feed(self.entry, piece, start, last_only)
             wanted = self.logits[start : start + rows][-len(got) :]
-            assert np.array_equal(got, wanted), f"{rows} rows at {start} differ by {np.abs(got - wanted).max()}"
+            assert np.array_equal(got, wanted), (
+                f"{rows} rows at {start} differ by {np.abs(got - wanted).max()}"
+            )
             start += rows
 
 
@@ -59,30 +60,9 @@ def decoded(compiled: Compiled, entry: str) -> Decoded:
     return Decoded(entry, compiled, tokens, logits, {n: c.copy() for n, c in compiled.caches.items()})
 
 
-def llama() -> PreTrainedModel:
-    """Two layers; 5 query heads on one key head, and a vocabulary that is no multiple of 16."""
-    config = LlamaConfig(
-        vocab_size=83,
-        hidden_size=160,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=5,
-        num_key_value_heads=1,
-        head_dim=12,
-        max_position_embeddings=CAPACITY,
-        mlp_bias=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(10)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.15)
-    return model
-
-
 @pytest.fixture(scope="module")
 def tiny() -> dict[str, Decoded]:
-    made = Compiled(Pipeline.parse(default_pipeline(CAPACITY))(capture(llama())))
+    made = Compiled(llama())
     return {entry: decoded(made, entry) for entry in ("target", "draft")}
 
 
@@ -105,7 +85,7 @@ def test_target(tiny: dict[str, Decoded], data: st.DataObject, start: int, nonse
 
 
 @settings(max_examples=40, deadline=None)
-@given(passes([1, 2, 3, 4, 8]), STARTS, NONSENSE, st.sampled_from([1, 2]))
+@given(passes([1, 2, 4]), STARTS, NONSENSE, st.sampled_from([1, 2]))
 def test_draft(
     tiny: dict[str, Decoded], sizes: list[tuple[int, bool]], start: int, nonsense: int, count: int
 ) -> None:
@@ -128,28 +108,38 @@ def test_two_threads_are_two(tiny: dict[str, Decoded]) -> None:
 
 
 @pytest.fixture(scope="module")
-def code(shared: Path) -> dict[str, Decoded]:
-    program = Pipeline.parse(default_pipeline(CAPACITY))(capture(shared / "models" / "pycode-8m"))
-    made = Compiled(program)
-    return {entry: decoded(made, entry) for entry in ("target", "draft")}
+def code(shared: Path) -> Compiled:
+    return Compiled(Pipeline.parse(default_pipeline(CAPACITY))(capture(shared / "models" / "pycode-8m")))
+
+
+@pytest.fixture(scope="module")
+def trained_target(code: Compiled) -> Decoded:
+    return decoded(code, "target")
+
+
+@pytest.fixture(scope="module")
+def trained_draft(code: Compiled) -> Decoded:
+    return decoded(code, "draft")
 
 
 @settings(max_examples=10, deadline=None)
-@given(passes([1, 4, 7]), STARTS, NONSENSE)
+@given(passes([1, 4]), STARTS, NONSENSE)
 def test_a_trained_target(
-    code: dict[str, Decoded], sizes: list[tuple[int, bool]], start: int, nonsense: int
+    trained_target: Decoded, sizes: list[tuple[int, bool]], start: int, nonsense: int
 ) -> None:
     with threads(2):
-        code["target"].check(start, sizes, nonsense)
+        trained_target.check(start, sizes, nonsense)
 
 
+@pytest.mark.slow
+@pytest.mark.extended
 @settings(max_examples=10, deadline=None)
 @given(passes([1, 2]), STARTS, NONSENSE)
 def test_a_trained_draft(
-    code: dict[str, Decoded], sizes: list[tuple[int, bool]], start: int, nonsense: int
+    trained_draft: Decoded, sizes: list[tuple[int, bool]], start: int, nonsense: int
 ) -> None:
     with threads(2):
-        code["draft"].check(start, sizes, nonsense)
+        trained_draft.check(start, sizes, nonsense)
 
 
 def norms() -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,23 @@ BOUNDS: dict[str, Bound] = {
     "gelu_tanh": lambda x, y, fused: 1.5e-7 * np.abs(x) + 1e-45,
 }
 
-SPECIAL = [0.0, -0.0, 87.3, -87.3, 88.0, -88.0, 88.3, -88.3, 1e-45, -1e-45, 1.2e-38, 3.4e38, -3.4e38, -87.4, -89]
+SPECIAL = [
+    0.0,
+    -0.0,
+    87.3,
+    -87.3,
+    88.0,
+    -88.0,
+    88.3,
+    -88.3,
+    1e-45,
+    -1e-45,
+    1.2e-38,
+    3.4e38,
+    -3.4e38,
+    -87.4,
+    -89,
+]
 N = 1 << 17
 
 
@@ -78,7 +94,7 @@ def elementwise(name: str, count: int, lanes: int) -> Any:
 
 
 @pytest.fixture(scope="module", params=RUNNABLE)
-def functions(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, Function], dict[str, Function]]]:
+def functions(request: pytest.FixtureRequest) -> tuple[str, dict[str, Function], dict[str, Function]]:
     """The functions over a grid, and over a single float, by name."""
     isa = TABLE[request.param]
     code = {n: elementwise(n, N, isa.lanes) for n in ORACLES}
@@ -97,7 +113,7 @@ def functions(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, F
 
         return call
 
-    yield isa.name, {n: of(n, N) for n in ORACLES}, {n: of(f"{n}_one", 1) for n in ORACLES}
+    return isa.name, {n: of(n, N) for n in ORACLES}, {n: of(f"{n}_one", 1) for n in ORACLES}
 
 
 Functions = tuple[str, dict[str, Function], dict[str, Function]]
@@ -115,7 +131,9 @@ def test_errors_are_within_the_bounds(name: str, functions: Functions) -> None:
         error = np.abs(vectors[name](x) - exact)
         bound = BOUNDS[name](wide, exact, isa != "generic")
     worst = np.argmax(np.where(inside, error - bound, -np.inf))
-    assert error[worst] <= bound[worst], f"{name}({x[worst]}) is off by {error[worst]:.2e} of {exact[worst]:.8g}"
+    assert error[worst] <= bound[worst], (
+        f"{name}({x[worst]}) is off by {error[worst]:.2e} of {exact[worst]:.8g}"
+    )
 
 
 def test_every_number_keeps_its_range(functions: Functions) -> None:

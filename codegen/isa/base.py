@@ -23,7 +23,7 @@ class ISA:
     attributes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     lanes = 8
-    accumulators = 12
+    accumulators = 10
     #: what a BF16 kernel reads its activations as: float32, or pairs of BF16 in one int32
     pairs = False
     #: integer kernels add this times sum(x) for weights that were not shifted to unsigned

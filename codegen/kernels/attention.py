@@ -161,7 +161,7 @@ class _Unit:
         a, lanes = self.a, self.isa.lanes
         while a.value_dim % lanes:
             lanes //= 2
-        span = max(1, min(self.isa.accumulators // self.width, a.value_dim // lanes))
+        span = max(1, min(-(-self.isa.accumulators // self.width), a.value_dim // lanes))
         while (a.value_dim // lanes) % span:
             span -= 1
         kind = f"float32x{lanes}" if lanes > 1 else "float32"
