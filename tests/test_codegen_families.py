@@ -110,7 +110,7 @@ def test_draft_gives_the_logits_of_the_reference_with_rounded_activations(family
     rounded = family.program.copy()
     graph = rounded.entries["draft"].graph
     cast = [n for n in graph.nodes if n.target in (ops.linear_mxfp4.default, ops.linear_int8.default)]
-    assert sum(n.target is ops.linear_mxfp4.default for n in cast) >= 6
+    assert sum(n.target is ops.linear_mxfp4.default for n in cast) >= 3
     for node in cast:
         with graph.inserting_before(node):
             node.update_arg(0, graph.call_function(int8_rounded, (node.args[0],)))

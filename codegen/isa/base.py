@@ -46,7 +46,9 @@ class ISA:
 
     def round(self, x: Any) -> Any:
         """Round lanes below 2^22 to the nearest integer, ties to even."""
-        return (x + splat(f32(ROUNDER), self.lanes)) - splat(f32(ROUNDER), self.lanes)
+        # A sum as such TVM would cancel against the difference.
+        one, rounder = (splat(f32(value), self.lanes) for value in (1.0, ROUNDER))
+        return intrinsic(f"float32x{self.lanes}", "llvm.fmuladd", x, one, rounder) - rounder
 
     def bf16_prepare(self, weights: Any) -> Any:
         """Prepare BF16 pairs (int32 lanes) once for several rows; what it returns goes to `bf16_dot`."""

@@ -15,8 +15,12 @@ from specqd.codegen.kernels.integer import GROUP
 from specqd.codegen.lower.values import Space, Value, of_buffer, unravel
 from specqd.codegen.pack import Packed
 from specqd.codegen.tir import I, i32, local, parallel, tirx
+from specqd.errors import CodegenError
 
-__all__ = ["Parameter", "Step"]
+__all__ = ["INT32", "Parameter", "Step"]
+
+#: elements from which a stack of layers is indexed in 64 bits
+INT32 = 2**31
 
 Kind = Literal["tokens", "start", "next", "logits", "cache", "scratch", "weight"]
 
@@ -57,6 +61,10 @@ class Step:
     ) -> Any:
         """Return the flat buffer of an argument, declaring it on first use; `shape` is the caller's view."""
         if name not in self.parameters:
+            if packed is not None and packed.size >= INT32:
+                raise CodegenError(
+                    f"{packed.sources[0]} packs to {packed.size} elements; kernels index below {INT32}"
+                )
             buffer = tirx.decl_buffer((prod(shape),), dtype, _identifier(name))
             self.parameters[name] = Parameter(name, kind, dtype, (prod(shape),), buffer, packed)
         return self.parameters[name].buffer
@@ -72,8 +80,11 @@ class Step:
         )
         only = gathered and (known is None or known.gathered)
         self.parameters[packed.name] = replace(self.parameters[packed.name], gathered=only)
-        moves = self.iteration is not None and len(packed.sources) > 1
-        return buffer, self.iteration * packed.size if moves else i32(0)
+        if self.iteration is None or len(packed.sources) == 1:
+            return buffer, i32(0)
+        if packed.size * len(packed.sources) < INT32:
+            return buffer, self.iteration * packed.size
+        return buffer, tirx.Cast("int64", self.iteration) * tirx.const(packed.size, "int64")
 
     def scratch(self, size: int, dtype: str) -> Any:
         """Return a new scratch buffer, an argument of its own."""
