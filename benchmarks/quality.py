@@ -140,8 +140,9 @@ def _choices(model: Any, prompt: list[int], answer: list[int]) -> list[dict[str,
         first, second = best.values.tolist()
         if best.indices[0] != token:
             gap = (first - second) / max(abs(first), abs(second))
-            found.append({"at": at, "gap": gap, "compiled": token, "transformers": int(best.indices[0]),
-                          "second": int(best.indices[1])})  # fmt: skip
+            chosen, runner_up = best.indices.tolist()
+            names = {"compiled": token, "transformers": chosen, "second": runner_up}
+            found.append({"at": at, "gap": gap, "absolute": first - second, **names})
         tokens = [token]
     return found
 
@@ -174,16 +175,26 @@ def _agreement(choices: dict[str, list[list[dict[str, float]]]], tokens: int) ->
         alone = sum((i, choice["at"]) not in exact for i, choice in others)
         counts = [len(others), gaps["one"], gaps["two"], gaps["more"], second]
         total, *rest = map(str, counts)
-        rows.append([dtype, f"{total} of {tokens}", *rest, "" if dtype == "float32" else str(alone)])
+        absolute = max((choice["absolute"] for _, choice in others), default=0.0)
+        rows.append(
+            [
+                dtype,
+                f"{total} of {tokens}",
+                *rest,
+                "" if dtype == "float32" else str(alone),
+                f"{absolute:.4f}",
+            ]
+        )
         largest = max((choice["gap"] for _, choice in others), default=0.0)
         names = ("differ", "within 2^-8", "within 2^-7", "beyond", "runner-up")
         figures[dtype] = {
             **dict(zip(names, counts, strict=True)),
             "largest gap": largest,
+            "largest absolute gap": absolute,
             "float32 agrees": alone,
         }
     headings = ["transformers eager", "tokens that differ", "its best two within 2^-8", "2^-8 to 2^-7", "further apart",
-                "compiled choice is its second", "float32 chooses as compiled"]  # fmt: skip
+                "compiled choice is its second", "float32 chooses as compiled", "largest gap, absolute"]  # fmt: skip
     title = (
         "Greedy choices that differ from the compiled answer's, by the relative gap of the two best logits:"
     )
