@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["row_tiles", "tasks"]
+__all__ = ["THREADS", "row_tiles", "tasks"]
+
+#: threads among which work should divide evenly; more come in multiples of it
+THREADS = 2
 
 
 def row_tiles(rows: int, limit: int) -> Iterator[tuple[tuple[int, int], int]]:
@@ -40,7 +43,7 @@ def tasks(blocks: int, rows: int, limit: int) -> Iterator[tuple[int, int, int]]:
         yield blocks - blocks % width, 1, blocks % width
 
 
-def _waste(blocks: int, width: int, threads: int = 2) -> float:
+def _waste(blocks: int, width: int, threads: int = THREADS) -> float:
     """Fraction of time lost when `blocks` are done `width` at a time by `threads`; few chains cost as well."""
     count = -(-blocks // width)
     longest = -(-count // threads) * width
