@@ -23,9 +23,8 @@ from specqd.reference import propagate
 __all__ = ["Weights", "build"]
 
 #: rows of a pass: single steps and verification, then pieces of a prompt
-VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 PREFILL_ROWS = (32, 64, 128)
-DRAFT_ROWS = (1, 2)
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,12 +50,14 @@ class Weights(Mapping[str, np.ndarray]):
 
 
 def _plan(program: Program) -> Iterator[tuple[str, int, bool]]:
+    filled: set[str] = set()
     for name in program.chain:
-        target = name == program.chain[0]
-        for rows in VERIFY_ROWS if target else DRAFT_ROWS:
-            yield name, rows, False
-        for rows in PREFILL_ROWS if target else ():
-            yield name, rows, True
+        # A draft verifies what a draft of its own proposes; one that shares a cache finds the prompt in it.
+        yield from ((name, rows, False) for rows in VERIFY_ROWS)
+        caches = {str(n.target) for n in program.entry(name).graph.nodes if n.op == "placeholder"}
+        if not caches <= filled:
+            yield from ((name, rows, True) for rows in PREFILL_ROWS)
+        filled |= caches
 
 
 def build(

@@ -19,7 +19,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from specqd.errors import ArtifactError
-from specqd.manifest import SCHEMA_VERSION, Arg, Compiled, FileRecord, Function, Manifest, Refused
+from specqd.manifest import (
+    SCHEMA_VERSION,
+    Arg,
+    Compiled,
+    FileRecord,
+    Function,
+    LevelRecord,
+    Manifest,
+    Refused,
+)
 from specqd.staging import staged_directory
 from specqd.verified import remember, stamp
 from specqd.weightfile import write_weights
@@ -30,6 +39,7 @@ __all__ = [
     "Compiled",
     "FileRecord",
     "Function",
+    "LevelRecord",
     "Manifest",
     "Refused",
     "is_artifact",

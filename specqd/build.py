@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specqd.artifact import Function, Manifest, Refused, is_artifact, save
+from specqd.artifact import Function, LevelRecord, Manifest, Refused, is_artifact, save
 from specqd.errors import ArtifactError, InputError
 from specqd.runtime.cpu import cpu_features
 from specqd.staging import demand_free
 
 if TYPE_CHECKING:
-    from specqd.program import Program
+    from specqd.program import KVCache, Program
 
 __all__ = ["DEFAULT_CONTEXT", "DEFAULT_DRAFT_LENGTH", "compile_model", "default_pipeline"]
 
@@ -24,19 +24,23 @@ Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much; 0 of 0 when that cannot be known."""
 
 
-def default_pipeline(context: int | None = None) -> str:
-    """Return the passes of a BF16 target with an MXFP4 draft of itself over the target's own cache."""
+def default_pipeline(context: int | None = None, drafts: Sequence[str] = ()) -> str:
+    """Return the passes of a BF16 target with an MXFP4 draft of itself over the target's own cache.
+
+    `drafts` are entries joined from other checkpoints, which are cast to MXFP4 too.
+    """
     capacity = f"{{capacity={context or DEFAULT_CONTEXT}}}"
     return (
         f"conv1d-to-linear, fuse-rms-norm, fuse-rope, fuse-linear, insert-kv-cache{capacity}, derive-draft, "
         f"draft: cast-mxfp4{{scale=search}}, draft: share-kv"
-    )
+    ) + "".join(f", {name}: cast-mxfp4{{scale=search}}" for name in drafts)
 
 
 def compile_model(
     source: str | Path | Any,
     target: str | Path,
     *,
+    drafts: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
     context: int | None = None,
     isa: str = "native",
@@ -46,7 +50,8 @@ def compile_model(
 ) -> Manifest:
     """Compile a model into the artifact directory `target`, which appears whole or not at all.
 
-    `source` is what `specqd.capture` takes, or a Program; `context` the most positions (prompt and answer)
+    `source` is what `specqd.capture` takes, or a Program; `drafts` are smaller models with the same tokenizer by the
+    name that their entry gets, given alike; `context` the most positions (prompt and answer)
     that the caches hold; `isa` a name of codegen's table; `force` lets an existing artifact be replaced.
 
     Raises:
@@ -67,7 +72,7 @@ def compile_model(
         )
     tell = progress or (lambda what, done, of: None)
     try:
-        return _compile(source, target, pipeline, context, isa, draft_length, force, tell)
+        return _compile(source, target, drafts or {}, pipeline, context, isa, draft_length, force, tell)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -80,6 +85,7 @@ def compile_model(
 def _compile(
     source: Any,
     target: Path,
+    drafts: Mapping[str, Any],
     pipeline: str | None,
     context: int | None,
     isa: str,
@@ -90,20 +96,18 @@ def _compile(
     from specqd.codegen.isa import named
     from specqd.codegen.library import build
     from specqd.passes import Pipeline
-    from specqd.program import Program
+    from specqd.passes.speculate.join import join
     from specqd.verified import cache_directory
 
     instructions = named(isa, cpu_features())
     steps = None if pipeline is None else Pipeline.parse(pipeline)
-    if isinstance(source, Program):
-        program = source
-    else:
-        from specqd.frontends.huggingface import capture
-
-        tell("capturing the model", 0, 0)
-        program = capture(source)
+    tell("capturing the model", 0, 0)
+    program = _captured(source)
+    for name, draft in drafts.items():
+        tell(f"capturing the draft {name}", 0, 0)
+        program = join(program, _captured(draft), name)
     if steps is None:
-        steps = Pipeline.parse(default_pipeline(_fitting(context, program)))
+        steps = Pipeline.parse(default_pipeline(_fitting(context, program), tuple(drafts)))
     tell("rewriting the graph", 0, 0)
     done = 0
 
@@ -132,6 +136,13 @@ def _compile(
     )
 
 
+def _captured(source: Any) -> Program:
+    from specqd.frontends.huggingface import capture
+    from specqd.program import Program
+
+    return source if isinstance(source, Program) else capture(source)
+
+
 def _fitting(context: int | None, program: Program) -> int:
     most = program.model.max_positions
     if context is not None and context > most:
@@ -148,17 +159,33 @@ def _facts(program: Program, pipeline: str, draft_length: int) -> dict[str, Any]
         "source": model.source,
         "pipeline": pipeline,
         "chain": program.chain,
-        "capacity": min(cache.capacity for cache in program.caches.values()),
+        "capacity": min(cache.capacity for cache in _caches(program, program.chain[0])),
         "vocab_size": model.vocab_size,
         "eos_token_ids": model.eos_token_ids,
         "bos_token_id": model.bos_token_id,
         "draft_length": draft_length,
+        "levels": {name: _level(program, name) for name in program.chain},
         "refusals": tuple(
             Refused(step=event.step, entry=event.entry, node=node, why=why)
             for event in program.history
             for node, why in event.refused
         ),
     }
+
+
+def _level(program: Program, name: str) -> LevelRecord:
+    capacity = min(cache.capacity for cache in _caches(program, name))
+    entry = program.entry(name)
+    return LevelRecord(
+        capacity=capacity,
+        vocab_size=entry.vocab_size or program.model.vocab_size,
+        vocabulary=entry.vocabulary,
+    )
+
+
+def _caches(program: Program, name: str) -> list[KVCache]:
+    inputs = {str(n.target) for n in program.entry(name).graph.nodes if n.op == "placeholder"}
+    return [cache for cache in program.caches.values() if f"{cache.name}_k" in inputs]
 
 
 def _distinct_weights(functions: tuple[Function, ...]) -> dict[str, int]:

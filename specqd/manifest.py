@@ -11,7 +11,16 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["SCHEMA_VERSION", "Arg", "Compiled", "FileRecord", "Function", "Manifest", "Refused"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Arg",
+    "Compiled",
+    "FileRecord",
+    "Function",
+    "LevelRecord",
+    "Manifest",
+    "Refused",
+]
 
 SCHEMA_VERSION = 1
 
@@ -24,13 +33,14 @@ class Arg(_Record):
     """One positional argument of a compiled function: a contiguous CPU tensor.
 
     `kind` says who owns it: `tokens int32 [rows]`, `start int32 [1]` (position of the first row), `next`
-    (int32, the greedy choices) and `logits` (float32) are the caller's; a `cache` is state, shared by all
+    (int32, the greedy choices), `sums` (float32 `[rows, 2]`: how sure they are, see codegen/kernels/argmax.py)
+    and `logits` (float32) are the caller's; a `cache` is state, shared by all
     functions that name it; a `scratch` means nothing between calls; a `weight` lies in the weight file.
     `gathered`: only one row a token is read of it.
     """
 
     name: str
-    kind: Literal["tokens", "start", "next", "logits", "cache", "scratch", "weight"]
+    kind: Literal["tokens", "start", "next", "sums", "logits", "cache", "scratch", "weight"]
     dtype: str
     shape: tuple[int, ...]
     gathered: bool = False
@@ -49,6 +59,18 @@ class Function(_Record):
     last_only: bool
     symbol: str
     args: tuple[Arg, ...]
+
+
+class LevelRecord(_Record):
+    """What one entry of the chain can hold and say.
+
+    `capacity`: positions of its caches; `vocab_size`: tokens it takes; `vocabulary`: the int32 weight that names
+    the token of each of its logits, if they are fewer.
+    """
+
+    capacity: int
+    vocab_size: int
+    vocabulary: str | None = None
 
 
 class FileRecord(_Record):
@@ -71,7 +93,8 @@ class Manifest(_Record):
     """What `specqd.json` holds; `digest` is the SHA-256 of its own text without it.
 
     `chain` names the entries that speculate, target first; `capacity` is the most positions that the caches
-    hold; `draft_length` the tokens drafted a round unless the caller says otherwise; `isa`, `triple` and
+    hold; `levels` says more of each; `draft_length` the tokens drafted a round unless the
+    caller says otherwise; `isa`, `triple` and
     `cpu_features` (LLVM's names) what the CPU must have.
     """
 
@@ -90,9 +113,15 @@ class Manifest(_Record):
     triple: str
     cpu_features: tuple[str, ...]
     functions: tuple[Function, ...]
+    levels: dict[str, LevelRecord] = Field(default_factory=dict)
     refusals: tuple[Refused, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)
     digest: str = ""
+
+    def level(self, entry: str) -> LevelRecord:
+        """What is known of an entry; an artifact without the record has one capacity and vocabulary for all."""
+        alike = LevelRecord(capacity=self.capacity, vocab_size=self.vocab_size)
+        return self.levels.get(entry, alike)
 
     def sizes(self, kind: str, entry: str | None = None) -> dict[str, int]:
         """Bytes of each distinct buffer of one argument kind, over the functions of `entry` or of all."""

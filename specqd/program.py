@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,18 +41,23 @@ class Entry:
     """One function of a program: a graph over `tokens` and `positions` (int64 `[1, S]`) giving float32 logits.
 
     The graph holds `aten.*` and `specqd::*` calls in float32; weights are `get_attr` nodes named as in
-    `Program.weights`. Placeholders beyond the first two are caches.
+    `Program.weights`. Placeholders beyond the first two are caches. `vocab_size` and `max_positions` are set
+    where they are not the target's; `vocabulary` names the int32 weight that gives the token of each logit,
+    where the entry knows fewer tokens.
     """
 
     name: str
     graph: fx.Graph
     derived_from: str | None = None
+    vocab_size: int | None = None
+    max_positions: int | None = None
+    vocabulary: str | None = None
 
     def copy(self) -> Entry:
         """Return an entry with its own graph, sharing nothing that a pass may change."""
         graph = fx.Graph()
         graph.output(graph.graph_copy(self.graph, {}))
-        return Entry(self.name, graph, self.derived_from)
+        return replace(self, graph=graph)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,8 @@ class Program:
         """Names of the weights that the given entries (default: all) read, in order of first use."""
         graphs = [self.entries[n].graph for n in (names or self.entries)]
         used: dict[str, Any] = {str(n.target): None for g in graphs for n in g.nodes if n.op == "get_attr"}
-        return list(used)
+        named = (self.entries[n].vocabulary for n in (names or self.entries))
+        return [*used, *dict.fromkeys(name for name in named if name is not None)]
 
     def drop_unused_weights(self) -> None:
         """Forget weights that no entry reads any more."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from compiled import EXTENDED, Compiled, lowered, random_tokens, threads
+from compiled import EXTENDED, NATIVE, Compiled, lowered, random_tokens, threads
 from family_configs import FAMILIES, MIXTURES, random_model
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -85,17 +85,41 @@ def assert_near(got: np.ndarray, wanted: np.ndarray, *, usual: float, largest: f
 
 
 def test_target_gives_the_logits_of_transformers(family: Family) -> None:
-    """In float32 but for keys and values, which the cache holds in BF16: 2^-9 of each."""
+    """In float32 but for keys and values, which the cache holds in BF16: 2^-9 of each.
+
+    Where products take pairs of BF16, so are the activations: that is what BF16 costs anyone.
+    """
     eager = family.model.float()
     eager.set_attn_implementation("eager")
     with torch.no_grad():
         wanted = eager(torch.tensor([family.tokens]), use_cache=False).logits[0].numpy()
-    assert_near(family.target, wanted, usual=0.01, largest=0.1)
+    usual, largest = (0.02, 0.3) if NATIVE.pairs else (0.01, 0.1)
+    assert_near(family.target, wanted, usual=usual, largest=largest)
 
 
 def test_target_gives_the_logits_of_the_reference(family: Family) -> None:
     """The reference's cache is BF16 too. Now and then a key or value between two of them is rounded otherwise."""
-    assert_near(family.target, reference(family.program, "target", family.tokens), usual=2e-4, largest=0.01)
+    program, usual, largest = family.program, 2e-4, 0.01
+    if NATIVE.pairs:
+        # So is an activation then, one of thousands; each moves what follows by 2^-9 of itself.
+        program, usual, largest = with_bf16_activations(program), 4e-3, 0.05
+    assert_near(family.target, reference(program, "target", family.tokens), usual=usual, largest=largest)
+
+
+def with_bf16_activations(program: Program) -> Program:
+    """What the BF16 kernels of this CPU make of the inputs of products with BF16 matrices of even width."""
+    rounded = program.copy()
+    graph = rounded.target.graph
+    for node in [n for n in graph.nodes if n.target is torch.ops.aten.linear.default]:
+        weight = program.weights[str(node.args[1].target)]
+        if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0:
+            with graph.inserting_before(node):
+                node.update_arg(0, graph.call_function(bf16_rounded, (node.args[0],)))
+    return rounded
+
+
+def bf16_rounded(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
 
 
 def int8_rounded(x: Tensor) -> Tensor:

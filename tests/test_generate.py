@@ -4,9 +4,9 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from toy import CAPACITY, EOS, VOCAB, compile_toy, model_next, save_toy, table
 
 from specqd.errors import ArtifactError, InputError
+from specqd.runtime.choosing import Greedy
 from specqd.runtime.drafting import AdaptiveLength, FixedLength
 from specqd.runtime.generate import Stats, decode
+from specqd.runtime.levels import Source, Verifier
 from specqd.runtime.library import aligned, tensor
 from specqd.runtime.model import Model, load
+from specqd.runtime.output import Output
 
 TABLE = table().tolist()
 
@@ -82,17 +85,27 @@ class Scripted:
         self.truth, self.script, self.prompt = truth, list(script), prompt
         self.capacity = len(truth)
         self.cache: list[int] = []
-        self.manifest = SimpleNamespace(chain=("target", "draft"), sizes=lambda kind, entry: {"kv": 1})
+        self.seconds = 0.0
 
     def rows(self, entry: str, *, every_row: bool = False) -> tuple[int, ...]:
         return (1, 2, 3, 4)
 
-    def step(self, entry: str, tokens: list[int], start: int) -> np.ndarray:
+    def room(self, entry: str, start: int) -> int:
+        return min(4, self.capacity - start)
+
+    def feed(self, entry: str, tokens: list[int], start: int) -> Output:
         self.cache[start:] = tokens
         if entry == "target":
-            return np.array([self.truth[start + i + 1] for i in range(len(tokens))])
-        true = self.truth[start + 1]
-        return np.array([true if self.script.pop(0) else (true + 1) % VOCAB])
+            chosen = [self.truth[start + i + 1] for i in range(len(tokens))]
+        else:
+            true = self.truth[start + 1]
+            chosen = [true if self.script.pop(0) else (true + 1) % VOCAB]
+        return Output(np.array(chosen), None, None, VOCAB)
+
+    def target(self, length: int, stop: Collection[int] = ()) -> Verifier:
+        """A target with a draft on its cache."""
+        draft = Verifier(self, "draft", Greedy(), shares=True, stop=stop)
+        return Verifier(self, "target", Greedy(), [Source(draft, FixedLength(length))], stop=stop)
 
 
 @pytest.mark.parametrize("script", list(itertools.product([True, False], repeat=6)))
@@ -100,7 +113,7 @@ def test_every_pattern_of_acceptance_in_two_rounds_of_three(script: tuple[bool, 
     truth = list(range(10, 30))
     engine = Scripted(truth, list(script), 2)
     stats = Stats()
-    rounds = decode(engine, truth[:2], stats, max_new_tokens=100, draft_length=FixedLength(3))
+    rounds = decode(engine.target(3), truth[:2], stats, max_new_tokens=100)
     first, second, third = (next(rounds) for _ in range(3))
     agreed = [next((i for i, right in enumerate(part) if not right), 3) for part in (script[:3], script[3:])]
     assert first == truth[2:3]
@@ -115,7 +128,7 @@ def test_a_stop_token_inside_a_draft_ends_the_text_there(place: int):
     truth = list(range(10, 30))
     engine = Scripted(truth, [True] * 6, 2)
     stop = truth[2 + place]
-    rounds = decode(engine, truth[:2], Stats(), max_new_tokens=100, draft_length=FixedLength(3), stop={stop})
+    rounds = decode(engine.target(3, {stop}), truth[:2], Stats(), max_new_tokens=100)
     assert list(itertools.chain(*rounds)) == truth[2 : 3 + place]
 
 
@@ -138,7 +151,7 @@ def test_a_full_prompt_gives_one_token_and_a_longer_one_is_refused(model: Model)
         (lambda m: m.generate([1, {"role": "user"}]), "mixture"),
         (lambda m: m.engine.step("target", [1], CAPACITY), "do not fit the cache of 64"),
         (lambda m: m.engine.step("target", [1], -1), "do not fit"),
-        (lambda m: m.engine.step("target", [1] * 5, 0), "takes 1, 2, 3, 4, 8, 16 rows at a time, not 5"),
+        (lambda m: m.engine.step("target", [1] * 17, 0), "takes 1, 2, 3, 4, 8, 16 rows at a time, not 17"),
         (lambda m: m.engine.step("third", [1], 0), "no entry 'third'; it has target, draft, other"),
         (lambda m: m.engine.logits("target", 1), "tokens, not logits"),
         (lambda m: m.engine.logits("target", 5), "not 5"),

@@ -176,7 +176,9 @@ class _Unit:
             store(peak, 0, splat(f32(_LOW), lanes), lanes)
             store(sums, 0, splat(f32(0.0), lanes), lanes)
             with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
-                score = tirx.Select(self._seen(base + s * lanes + v, position), scores[s * lanes + v], f32(_LOW))
+                score = tirx.Select(
+                    self._seen(base + s * lanes + v, position), scores[s * lanes + v], f32(_LOW)
+                )
                 I.buffer_store(peak, tirx.max(peak[v], score), [v])
             highest = bind(tirx.max(isa.reduce("fmax", load(peak, 0, lanes)), self.top[g]))
             shrink = bind(maths.exp(self.top[g] - highest))

@@ -226,8 +226,10 @@ class Function:
         if value.buffer is not logits:
             self.step.materialise(value, logits)
         chosen = self.step.parameter("next", "next", "int32", (rows,))
-        best, where = self.step.scratch(rows * 16, "float32"), self.step.scratch(rows * 16, "int32")
-        argmax(self.isa, rows, vocab, logits, chosen, best, where, self.step.phase)
+        sums = self.step.parameter("sums", "sums", "float32", (rows * 2,))
+        kinds = (("float32", 16), ("int32", 16), ("float32", 32))
+        best, where, parts = (self.step.scratch(rows * size, dtype) for dtype, size in kinds)
+        argmax(self.isa, rows, vocab, logits, chosen, sums, (best, where, parts), self.step.phase)
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -22,7 +22,7 @@ __all__ = ["INT32", "Parameter", "Step"]
 #: elements from which a stack of layers is indexed in 64 bits
 INT32 = 2**31
 
-Kind = Literal["tokens", "start", "next", "logits", "cache", "scratch", "weight"]
+Kind = Literal["tokens", "start", "next", "sums", "logits", "cache", "scratch", "weight"]
 
 
 @dataclass(frozen=True)

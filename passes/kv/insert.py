@@ -30,7 +30,8 @@ class InsertKVCache(Pass):
        `kv2`, ... in order of first use, those of another entry `<entry>_kv`, ...; `layer` becomes the index
        within the cache.
     2. Each cache is two placeholders after `positions`: `<name>_k` and `<name>_v`.
-    3. A capacity above the model's number of positions is an InputError.
+    3. A capacity above the model's number of positions is an InputError; a draft from another checkpoint that
+       knows fewer positions than the target gets a cache of so many.
 
     Attributes:
         capacity: positions a cache holds; 0 means 2048, or all of the model's positions if they are fewer.
@@ -81,7 +82,9 @@ class InsertKVCache(Pass):
         inputs = [n for n in entry.graph.nodes if n.op == "placeholder"]
         for shape, members in groups.items():
             name = _free_name(program, entry)
-            program.caches[name] = KVCache(name, len(members), *shape, self._capacity(program), self.dtype)
+            program.caches[name] = KVCache(
+                name, len(members), *shape, self._capacity(program, entry), self.dtype
+            )
             for part in "kv":
                 with entry.graph.inserting_after(inputs[-1]):
                     inputs.append(entry.graph.placeholder(f"{name}_{part}"))
@@ -91,7 +94,11 @@ class InsertKVCache(Pass):
                 target = torch.ops.specqd.cached_attention.default
                 yield replace(node, target, (q, k, v, *inputs[-2:], inputs[1], *rest))
 
-    def _capacity(self, program: Program) -> int:
+    def _capacity(self, program: Program, entry: Entry) -> int:
+        capacity = self._of_target(program)
+        return min(capacity, entry.max_positions) if entry.max_positions else capacity
+
+    def _of_target(self, program: Program) -> int:
         most = program.model.max_positions
         if most and self.capacity > most:
             raise InputError(

@@ -1,4 +1,4 @@
-"""How many tokens to draft before the target checks them."""
+"""How many tokens to draft before the level above checks them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import statistics
 from collections import deque
 from typing import Protocol
 
-__all__ = ["AdaptiveLength", "DraftLength", "FixedLength"]
+from specqd.errors import InputError
+
+__all__ = ["AdaptiveLength", "ConfidentLength", "DraftLength", "FixedLength", "length_rule"]
+
+MOST = 7  # tokens an adaptive rule asks for: a verify pass of eight rows
+_USUAL = 3
 
 
 class DraftLength(Protocol):
@@ -14,6 +19,14 @@ class DraftLength(Protocol):
 
     def choose(self) -> int:
         """Return how many tokens to draft next; 0: let the target go on alone."""
+        ...
+
+    def goes_on(self, drafted: int, probability: float, entropy: float) -> bool:
+        """Say whether to draft more after `drafted` tokens.
+
+        `probability` is that of the draft's last greedy choice and `entropy` (nats) that of its distribution; both
+        are NaN for a draft that does not know them.
+        """
         ...
 
     def learn(self, drafted: int, agreed: int, draft_seconds: float, verify_seconds: float) -> None:
@@ -31,8 +44,24 @@ class FixedLength:
         """Return the length."""
         return self._length
 
+    def goes_on(self, drafted: int, probability: float, entropy: float) -> bool:
+        """Go on until the length is reached."""
+        return True
+
     def learn(self, drafted: int, agreed: int, draft_seconds: float, verify_seconds: float) -> None:
         """Learn nothing."""
+
+
+class ConfidentLength(FixedLength):
+    """As long as the draft is sure of its last token, up to a length (Hugging Face's assisted generation)."""
+
+    def __init__(self, threshold: float, most: int) -> None:
+        super().__init__(most)
+        self._threshold = threshold
+
+    def goes_on(self, drafted: int, probability: float, entropy: float) -> bool:
+        """Stop when the last choice's probability is below the threshold."""
+        return not probability < self._threshold
 
 
 class AdaptiveLength:
@@ -69,6 +98,10 @@ class AdaptiveLength:
             self._length = rates.index(max(rates))
         return self._length
 
+    def goes_on(self, drafted: int, probability: float, entropy: float) -> bool:
+        """Go on until the length is reached."""
+        return True
+
     def learn(self, drafted: int, agreed: int, draft_seconds: float, verify_seconds: float) -> None:
         """Take the outcome of a round: the first `agreed` of `drafted` tokens were right."""
         self._rounds += 1
@@ -92,3 +125,22 @@ class AdaptiveLength:
             return statistics.median(self._verify[rows])
         near = min(self._verify, key=lambda seen: abs(seen - rows))
         return statistics.median(self._verify[near]) * min(1.0, rows / near)
+
+
+def length_rule(text: str) -> DraftLength:
+    """Make the rule that `fixed:N`, `confidence:P` (a probability) or `adaptive` names.
+
+    Raises:
+        InputError: it names none, or its number is out of range.
+    """
+    kind, colon, number = text.partition(":")
+    if kind == "adaptive" and not colon:
+        return AdaptiveLength(_USUAL, MOST)
+    if kind == "fixed" and number.isdecimal() and int(number) > 0:
+        return FixedLength(int(number))
+    if kind == "confidence" and number.replace(".", "", 1).isdecimal() and 0 < float(number) < 1:
+        return ConfidentLength(float(number), MOST)
+    raise InputError(
+        f"there is no draft-length rule {text!r}; write fixed:N with N of 1 or more, confidence:P with P between 0 "
+        "and 1, or adaptive"
+    )

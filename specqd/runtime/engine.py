@@ -15,6 +15,7 @@ from specqd.errors import ArtifactError, InputError
 from specqd.manifest import Arg, Function
 from specqd.runtime.cpu import demand_cpu
 from specqd.runtime.library import aligned, load_functions, set_threads, tensor
+from specqd.runtime.output import Output
 from specqd.runtime.threads import ThreadChoice, available_cpus
 from specqd.weightfile import read_weights
 
@@ -29,8 +30,7 @@ class _Bound:
     args: tuple[Any, ...]
     tokens: np.ndarray
     start: np.ndarray
-    next: np.ndarray
-    logits: np.ndarray | None
+    output: Output
     last_only: bool
 
 
@@ -50,9 +50,11 @@ class Engine:
         self.artifact = artifact
         self.manifest = manifest
         self.capacity = manifest.capacity
+        self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
         self.threads = threads or available_cpus()
         self._choice = ThreadChoice(self.threads)
         self._threads_set = 0
+        self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)
         self._weights = read_weights(artifact.weights)
         self._tensors: dict[tuple[str, str, tuple[int, ...]], Any] = {}
@@ -85,30 +87,41 @@ class Engine:
         return tuple(dict.fromkeys(entry for entry, _ in self._bound))
 
     def step(self, entry: str, tokens: Sequence[int], start: int) -> np.ndarray:
-        """Feed `tokens` at positions `start`, `start + 1`, ...; return the greedy next token after each.
+        """Feed `tokens` as `feed` does; return the greedy next token after each (int32, a view)."""
+        return self.feed(entry, tokens, start).next[: len(tokens)]
 
-        The result (int32 `[len(tokens)]`, or `[1]` of a function that outputs the last row only) is a view
-        that the next such step overwrites.
+    def feed(self, entry: str, tokens: Sequence[int], start: int) -> Output:
+        """Feed `tokens` at positions `start`, `start + 1`, ...; return what the entry says after each.
+
+        Without a function of just so many rows, the next larger one that outputs each row runs; what its last
+        rows leave in the cache is overwritten before it is seen. The result has a row a token (or one, of a
+        function that outputs the last row only); it is a view that the next such pass overwrites.
 
         Raises:
             InputError: no function takes that many rows, the cache ends before, or a token is not in the
                 vocabulary.
         """
-        key = (entry, len(tokens))
-        bound = self._bound.get(key)
-        if bound is None or not 0 <= start <= self.capacity - len(tokens):
-            raise self._refusal(entry, len(tokens), start)
-        if min(tokens) < 0 or max(tokens) >= self.manifest.vocab_size:
-            wrong = next(token for token in tokens if not 0 <= token < self.manifest.vocab_size)
-            raise InputError(f"token {wrong} is not in the model's vocabulary of {self.manifest.vocab_size}")
-        bound.tokens[:] = tokens
+        rows, count = self._padded(entry, len(tokens), start), len(tokens)
+        key = (entry, rows)
+        bound, vocabulary = self._bound[key], self._levels[entry].vocab_size
+        if min(tokens) < 0 or max(tokens) >= vocabulary:
+            tokens = self._known(tokens, vocabulary)
+        bound.tokens[:count] = tokens
+        bound.tokens[count:] = tokens[-1]
         bound.start[0] = start
         threads = self._choice.pick(key)
         self.use_threads(threads)
         began = time.perf_counter()
         bound.call(*bound.args)
-        self._choice.report(key, threads, time.perf_counter() - began)
-        return bound.next
+        taken = time.perf_counter() - began
+        self.seconds += taken
+        self._choice.report(key, threads, taken)
+        return bound.output
+
+    def room(self, entry: str, start: int) -> int:
+        """Most rows that `feed` takes at once from position `start` and outputs each of; 0 at the cache's end."""
+        left = self._levels[entry].capacity - start
+        return max((rows for rows in self.rows(entry, every_row=True) if rows <= left), default=0)
 
     def use_threads(self, count: int) -> None:
         """Let compiled code that is called next run on `count` threads; `step` chooses for itself."""
@@ -117,17 +130,17 @@ class Engine:
             self._threads_set = count
 
     def logits(self, entry: str, rows: int) -> np.ndarray:
-        """Return the float32 `[rows or 1, vocab]` logits of the last `rows`-row step of `entry`, as a view.
+        """Return the float32 `[rows or 1, vocab]` logits of the last pass of the `rows`-row function, a view.
 
         Raises:
             InputError: there is no such function, or it was compiled to give tokens only.
         """
         bound = self._bound.get((entry, rows))
         if bound is None:
-            raise self._refusal(entry, rows, 0)
-        if bound.logits is None:
+            raise self._no_function(entry, rows)
+        if bound.output.logits is None:
             raise InputError(f"entry {entry!r} with {rows} rows was compiled to give tokens, not logits")
-        return bound.logits
+        return bound.output.logits
 
     def step_bytes(self, entry: str, rows: int, end: int) -> int:
         """Bytes of weights and cache that one step must read whose last row is at position `end - 1`."""
@@ -140,16 +153,37 @@ class Engine:
                 total += arg.nbytes * (min(1.0, rows / arg.shape[0]) if arg.gathered else 1.0)
         return round(total)
 
+    def _padded(self, entry: str, count: int, start: int) -> int:
+        """Rows of the function that takes `count` tokens from position `start`."""
+        left = self._levels[entry].capacity - start if entry in self._levels else 0
+        if (entry, count) in self._bound and start >= 0 and count <= left:
+            return count
+        every_row = self.rows(entry, every_row=True)
+        larger = [rows for rows in every_row if count <= rows <= left]
+        if not larger or count < 1 or start < 0:
+            raise self._refusal(entry, count, start)
+        return larger[0]
+
+    def _known(self, tokens: Sequence[int], vocabulary: int) -> list[int]:
+        """Let a draft with a smaller vocabulary see token 0 for what it does not know."""
+        of_target = self.manifest.vocab_size
+        wrong = next((token for token in tokens if not 0 <= token < of_target), None)
+        if wrong is not None:
+            raise InputError(f"token {wrong} is not in the model's vocabulary of {of_target}")
+        return [token if token < vocabulary else 0 for token in tokens]
+
     def _refusal(self, entry: str, rows: int, start: int) -> InputError:
         sizes = self.rows(entry)
-        if rows not in sizes:
-            return InputError(
-                f"entry {entry!r} takes {', '.join(map(str, sizes))} rows at a time, not {rows}"
-            )
+        if not 1 <= rows <= sizes[-1]:
+            return self._no_function(entry, rows)
         return InputError(
-            f"positions {start} to {start + rows - 1} do not fit the cache of {self.capacity} positions: "
-            f"compile with a larger `--context`"
+            f"positions {start} to {start + rows - 1} do not fit the cache of "
+            f"{self._levels[entry].capacity} positions: compile with a larger `--context`"
         )
+
+    def _no_function(self, entry: str, rows: int) -> InputError:
+        sizes = ", ".join(map(str, self.rows(entry)))
+        return InputError(f"entry {entry!r} takes {sizes} rows at a time, not {rows}")
 
     def _allocate(self) -> dict[str, np.ndarray]:
         """Make one zeroed buffer for each cache and scratch name, as large as its largest user needs."""
@@ -167,9 +201,19 @@ class Engine:
             args=tuple(self._tensor(arg, arrays[arg.name]) for arg in function.args),
             tokens=by_kind["tokens"],
             start=by_kind["start"],
-            next=by_kind["next"],
-            logits=by_kind.get("logits"),
+            output=self._output(function, by_kind),
             last_only=function.last_only,
+        )
+
+    def _output(self, function: Function, by_kind: dict[str, np.ndarray]) -> Output:
+        level, rows = self._levels[function.entry], len(by_kind["next"])
+        logits, sums = by_kind.get("logits"), by_kind.get("sums")
+        return Output(
+            by_kind["next"],
+            None if logits is None else logits.reshape(rows, -1),
+            None if sums is None else sums.reshape(rows, 2),
+            self.manifest.vocab_size,
+            None if level.vocabulary is None else self._weights[level.vocabulary],
         )
 
     def _array(self, arg: Arg) -> np.ndarray:

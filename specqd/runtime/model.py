@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from specqd.errors import InputError
-from specqd.runtime.drafting import AdaptiveLength, FixedLength
+from specqd.runtime.choosing import Greedy
+from specqd.runtime.drafting import DraftLength
 from specqd.runtime.engine import Engine
 from specqd.runtime.generate import Stats, decode
+from specqd.runtime.levels import Round
+from specqd.runtime.plan import Link, Plan
 from specqd.runtime.text import Message, Text
 
 __all__ = ["Generation", "Model", "Prompt", "load"]
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """Text, a chat as a list of messages, or token ids."""
-
-
-_MOST_DRAFTED = 7  # tokens a round: targets are compiled to verify up to 8 rows
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,35 @@ class Model:
     last: Stats = field(default_factory=Stats)  # of the latest generation, also of one that was broken off
 
     @cached_property
-    def _length(self) -> AdaptiveLength:
-        """Draft length, which keeps what it learns from one generation to the next."""
-        return AdaptiveLength(self.engine.manifest.draft_length, _MOST_DRAFTED)
+    def _rules(self) -> dict[Link, DraftLength]:
+        """Draft-length rules, which keep what they learn from one generation to the next."""
+        return {}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How to speculate unless the caller says otherwise."""
+        target, *drafts = self.engine.manifest.chain
+        return Plan(target, ((Link(drafts[-1]),),) if drafts else ())
+
+    def plan_of(self, speculate: bool, draft_length: int | None, plan: str | None) -> Plan:
+        """Return the plan that these options of `generate` ask for.
+
+        Raises:
+            InputError: they exclude each other, or the plan is none.
+        """
+        if draft_length is not None and draft_length < 1:
+            raise InputError(f"cannot draft {draft_length} tokens: give 1 or more, or do not speculate")
+        if plan is not None and draft_length is not None:
+            raise InputError("give a plan or a draft length, not both: a plan says `draft@fixed:N`")
+        if not speculate:
+            return Plan(self.plan.target)
+        if plan is not None:
+            return Plan.parse(plan)
+        if draft_length is None or not self.plan.levels:
+            return self.plan
+        first, *rest = self.plan.levels
+        fixed = tuple(replace(link, rule=f"fixed:{draft_length}") for link in first)
+        return Plan(self.plan.target, (fixed, *rest))
 
     @cached_property
     def text(self) -> Text:
@@ -72,25 +98,29 @@ class Model:
         *,
         speculate: bool = True,
         draft_length: int | None = None,
+        plan: str | None = None,
         raw: bool = False,
         ignore_eos: bool = False,
         on_text: Callable[[str], None] | None = None,
+        on_round: Callable[[Round], None] | None = None,
     ) -> Generation:
         """Continue a prompt greedily; `on_text` is called with each new piece of text.
 
-        The tokens are the same with and without `speculate`. `draft_length` tokens are drafted a round; by
-        default their number follows what pays, beginning with what the artifact was compiled for. A prompt
-        of token ids needs no tokenizer; its generation then has text only if there is one.
+        The tokens are the same whatever `speculate`, `draft_length` and `plan` say. `plan` names the levels and
+        their draft lengths (see specqd.runtime.plan), instead of the artifact's own; `draft_length` makes that of
+        its first level fixed. `on_round` is told of each verification. A prompt of token ids needs no tokenizer;
+        its generation then has text only if there is one.
 
         Raises:
-            InputError: the prompt is empty, does not fit the cache, or is refused by the chat template.
+            InputError: the prompt is empty, does not fit the cache, or is refused by the chat template; or the
+                plan cannot be followed.
         """
         tokens: list[int] = []
         pieces: list[str] = []
-        rounds = self._rounds(
-            self.encode(prompt, raw=raw), max_new_tokens, speculate, draft_length, ignore_eos
-        )
-        for new, piece in self._with_text(rounds):
+        encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(speculate, draft_length, plan)
+        for new, piece in self._with_text(
+            self._rounds(encoded, max_new_tokens, chosen, ignore_eos, on_round)
+        ):
             tokens += new
             pieces.append(piece)
             if on_text and piece:
@@ -104,32 +134,28 @@ class Model:
         *,
         speculate: bool = True,
         draft_length: int | None = None,
+        plan: str | None = None,
         raw: bool = False,
         ignore_eos: bool = False,
+        on_round: Callable[[Round], None] | None = None,
     ) -> Iterator[str]:
         """Yield the text of `generate` in pieces as it becomes certain; `last` holds the figures."""
-        rounds = self._rounds(
-            self.encode(prompt, raw=raw), max_new_tokens, speculate, draft_length, ignore_eos
-        )
+        encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(speculate, draft_length, plan)
+        rounds = self._rounds(encoded, max_new_tokens, chosen, ignore_eos, on_round)
         return (piece for _, piece in self._with_text(rounds) if piece)
 
     def _rounds(
-        self, prompt: list[int], limit: int, speculate: bool, draft_length: int | None, ignore_eos: bool
+        self,
+        prompt: list[int],
+        limit: int,
+        plan: Plan,
+        ignore_eos: bool,
+        on_round: Callable[[Round], None] | None,
     ) -> Iterator[list[int]]:
-        manifest = self.engine.manifest
-        if draft_length is not None and draft_length < 1:
-            raise InputError(f"cannot draft {draft_length} tokens: give 1 or more, or do not speculate")
         self.last = Stats()
-        length = FixedLength(draft_length) if draft_length else self._length
-        stop = frozenset() if ignore_eos else frozenset(manifest.eos_token_ids)
-        return decode(
-            self.engine,
-            prompt,
-            self.last,
-            max_new_tokens=limit,
-            draft_length=length if speculate else None,
-            stop=stop,
-        )
+        stop = frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
+        target = plan.build(self.engine, Greedy(), stop, on_round, self._rules)
+        return decode(target, prompt, self.last, max_new_tokens=limit)
 
     def _with_text(self, rounds: Iterator[list[int]]) -> Iterator[tuple[list[int], str]]:
         detokenizer = self.text.detokenizer() if self._has_text else None

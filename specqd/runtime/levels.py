@@ -1,0 +1,235 @@
+"""Levels of speculation: each proposes tokens to the one above it, and may have them proposed to itself first.
+
+A chain `target <- draft <- lookup` is a `Verifier` whose `below` is a `Verifier` whose `below` looks text up. Each
+verifier keeps what it would have chosen itself, so what it proposes is distributed as if it had decoded alone,
+however many levels helped it (ML-SpecQD, arXiv 2503.13565).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from specqd.runtime.choosing import Choice, Chooser
+from specqd.runtime.drafting import DraftLength
+from specqd.runtime.engine import Engine
+from specqd.runtime.output import Output
+
+__all__ = ["Asked", "Level", "LevelStats", "Looked", "Round", "Source", "Verifier"]
+
+
+@dataclass
+class LevelStats:
+    """What one level did; filled in while it runs.
+
+    `proposed` tokens reached the level above, which decided on `examined` of them and chose `accepted` too; what
+    follows a rejected token is dropped unseen. `passes` and `seconds` are its own (those of levels below aside).
+    """
+
+    name: str
+    proposed: int = 0
+    examined: int = 0
+    accepted: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of the examined tokens that the level above chose too; None if it saw none."""
+        return self.accepted / self.examined if self.examined else None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a level wants of the one below it.
+
+    About `want` and at most `most` tokens; after each pass below, `goes_on(tokens so far, probability of the last
+    row's greedy choice, its entropy)` says whether to continue. `held`: positions of the text whose keys and values
+    the asking level has in its cache.
+    """
+
+    want: int
+    most: int
+    held: int
+    goes_on: Callable[[int, float, float], bool]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One verification: what was proposed by which level to which, and how many of the tokens stood."""
+
+    level: str
+    below: str
+    drafts: tuple[int, ...]
+    new: tuple[int, ...]
+
+
+class Level(Protocol):
+    """Something that proposes how a text goes on."""
+
+    @property
+    def stats(self) -> LevelStats:
+        """Its figures."""
+        ...
+
+    def propose(self, text: list[int], asked: Asked) -> list[Choice]:
+        """Propose tokens after `text`, which is left as it was; none if there is nothing to propose."""
+        ...
+
+    def keep(self, length: int) -> None:
+        """Forget what was seen of the text from index `length` on: it may go on otherwise."""
+        ...
+
+
+class Search(Protocol):
+    """A search for how a text went on before; see specqd.runtime.lookup."""
+
+    def propose(self, tokens: Sequence[int], want: int) -> list[int]:
+        """Return up to `want` tokens, none when nothing is found."""
+        ...
+
+    def keep(self, length: int) -> None:
+        """Forget tokens from index `length` on."""
+        ...
+
+
+class Looked:
+    """A level that costs no pass: it proposes what followed the same words earlier in the text."""
+
+    def __init__(self, name: str, search: Search) -> None:
+        self.stats = LevelStats(name)
+        self._search = search
+
+    def propose(self, text: list[int], asked: Asked) -> list[Choice]:
+        """Propose the earlier continuation, as certainties."""
+        began = time.perf_counter()
+        found = self._search.propose(text, min(asked.want, asked.most))
+        self.stats.seconds += time.perf_counter() - began
+        self.stats.passes += 1
+        self.stats.proposed += len(found)
+        return [Choice(token) for token in found]
+
+    def keep(self, length: int) -> None:
+        """Forget the text from `length` on."""
+        self._search.keep(length)
+
+
+@dataclass
+class Source:
+    """A level to ask, and the rule for how many tokens to ask it for."""
+
+    level: Level
+    length: DraftLength
+
+
+@dataclass
+class Verifier:
+    """A compiled entry of the engine, which checks in one pass of several rows what the level below proposes.
+
+    `below`: whom to ask, the next only if the one before proposes nothing. `shares`: it reads and writes the cache
+    of the level that asks it, so it needs no prefill of its own. `fed`: positions of the text that its cache holds.
+    """
+
+    engine: Engine
+    entry: str
+    chooser: Chooser
+    below: Sequence[Source] = ()
+    shares: bool = False
+    stop: Collection[int] = ()
+    on_round: Callable[[Round], None] | None = None
+    fed: int = 0
+    stats: LevelStats = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start the figures."""
+        self.stats = LevelStats(self.entry)
+        self._doubt = (math.nan, math.nan)
+
+    def keep(self, length: int) -> None:
+        """Crop the cache to `length` positions, and the levels below alike."""
+        self.fed = min(self.fed, length)
+        for source in self.below:
+            source.level.keep(length)
+
+    def prefill(self, text: list[int]) -> Choice:
+        """Feed the whole text; append the token after it."""
+        output = self._fill(text, len(text))
+        (new,) = self.chooser.verify(output, len(output.next) - 1, text, ())
+        text.append(new.token)
+        return new
+
+    def _fill(self, text: list[int], length: int) -> Output:
+        """Feed the text up to `length` in the largest pieces there are; return what the last one says."""
+        for rows in reversed(self.engine.rows(self.entry)):
+            while length - self.fed >= rows:
+                output = self.engine.feed(self.entry, text[self.fed : self.fed + rows], self.fed)
+                self.fed += rows
+        return output
+
+    def propose(self, text: list[int], asked: Asked) -> list[Choice]:
+        """Decode as this level would alone."""
+        begin, found = len(text), list[Choice]()
+        if self.shares:
+            self.fed = asked.held
+        while self.engine.room(self.entry, len(text) - 1):
+            found += self.round(text, asked.most - len(found))
+            if found[-1].token in self.stop or len(found) >= asked.want:
+                break
+            if not asked.goes_on(len(found), *self._doubt):
+                break
+        del text[begin:]
+        self.stats.proposed += len(found)
+        return found
+
+    def round(self, text: list[int], room: int) -> list[Choice]:
+        """Append to `text` the tokens that one pass makes certain, 1 to `room`; return them.
+
+        Ends with the first stop token. The cache must have a place for the last token of the text.
+        """
+        rows = self.engine.room(self.entry, self.fed)
+        if len(text) - self.fed > rows:
+            self._fill(text, len(text) - 1)
+            rows = self.engine.room(self.entry, self.fed)
+        pending = len(text) - self.fed
+        began = time.perf_counter()
+        asked, drafts = self._drafts(text, min(room - 1, rows - pending))
+        drafted = time.perf_counter()
+        fed = [*text[self.fed :], *(draft.token for draft in drafts)]
+        output = self.engine.feed(self.entry, fed, self.fed)
+        new = self.chooser.verify(output, pending - 1, text, drafts)
+        verified = time.perf_counter()
+        agreed = len(new) - 1
+        self._doubt = output.confidence(pending - 1 + agreed)
+        for source in asked:
+            source.length.learn(len(drafts), agreed, drafted - began, verified - drafted)
+        ends = next((i for i, one in enumerate(new) if one.token in self.stop), len(new))
+        del new[ends + 1 :]
+        text += [one.token for one in new]
+        self.stats.passes += 1
+        self.stats.seconds += verified - drafted
+        self.keep(len(text) - 1)
+        self.fed = len(text) - 1
+        if drafts:
+            self._report(asked[0].level.stats, drafts, min(agreed, len(new)), new)
+        return new
+
+    def _drafts(self, text: list[int], most: int) -> tuple[Sequence[Source], list[Choice]]:
+        """Ask the levels below; return who answered and what, or all of them and nothing."""
+        for source in self.below:
+            want = min(source.length.choose(), most)
+            if want > 0 and (
+                found := source.level.propose(text, Asked(want, most, self.fed, source.length.goes_on))
+            ):
+                return (source,), found[:most]
+        return self.below, []
+
+    def _report(self, below: LevelStats, drafts: list[Choice], agreed: int, new: list[Choice]) -> None:
+        """Count what became of the drafts of the level below."""
+        below.accepted += agreed
+        below.examined += min(agreed + 1, len(drafts))
+        if self.on_round:
+            tokens = (tuple(one.token for one in part) for part in (drafts, new))
+            self.on_round(Round(self.entry, below.name, *tokens))

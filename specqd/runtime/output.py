@@ -1,0 +1,65 @@
+"""Output: what one pass says of each of its rows; views of buffers that the next such pass overwrites."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from specqd.errors import InputError
+
+__all__ = ["Output"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The rows of a pass.
+
+    `next` int32 `[rows]` are the greedy choices, `logits` float32 `[rows, n]` and `sums` float32 `[rows, 2]` as
+    compiled (None if the function gives none). `ids` int32 `[n]` says which token each logit of a trimmed
+    vocabulary is for (None: its own index).
+    """
+
+    next: np.ndarray
+    logits: np.ndarray | None
+    sums: np.ndarray | None
+    vocabulary: int
+    ids: np.ndarray | None = None
+
+    def token(self, row: int) -> int:
+        """The greedy choice after a row."""
+        chosen = int(self.next[row])
+        return chosen if self.ids is None else int(self.ids[chosen])
+
+    def row(self, row: int) -> np.ndarray:
+        """Float32 logits of the whole vocabulary; -inf for tokens that the entry does not know.
+
+        Raises:
+            InputError: the function was compiled to give tokens only.
+        """
+        if self.logits is None:
+            raise InputError("the artifact was compiled to give tokens, not logits: it cannot sample")
+        own = self.logits[row]
+        if self.ids is None and len(own) == self.vocabulary:
+            return own
+        whole = np.full(self.vocabulary, -np.inf, np.float32)
+        if self.ids is None:
+            whole[: len(own)] = own[: self.vocabulary]
+        else:
+            whole[self.ids] = own
+        return whole
+
+    def confidence(self, row: int) -> tuple[float, float]:
+        """Probability of the greedy choice and entropy (nats) of a row, at temperature 1; NaN if not compiled."""
+        if self.sums is None:
+            return math.nan, math.nan
+        total, spread = self.sums[row].tolist()
+        return 1.0 / total, math.log(total) + spread / total
+
+    def log_probability(self, row: int, token: int) -> float:
+        """Natural logarithm of a token's probability after a row, at temperature 1."""
+        logits = self.row(row)
+        top = float(logits.max())
+        total = float(np.exp(logits - top, dtype=np.float64).sum())
+        return float(logits[token]) - top - math.log(total)

@@ -1,0 +1,143 @@
+"""The plan of a speculation: which levels draft for which, and how many tokens, as text that round-trips.
+
+    target <- suffix:8@fixed:12 | draft@adaptive <- suffix:2@fixed:4
+
+Read from the left, each level is drafted for by the next. `a | b` asks `b` only when `a` proposes nothing; levels
+further right draft for the last compiled alternative. A level is an entry of the artifact, or `suffix:N`, which
+looks the text up for where its last N tokens or more occurred before. `@rule` says how many tokens it is asked for
+(see specqd.runtime.drafting.length_rule).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from specqd.errors import InputError
+from specqd.runtime.choosing import Chooser
+from specqd.runtime.drafting import DraftLength, length_rule
+from specqd.runtime.engine import Engine
+from specqd.runtime.levels import Level, Looked, Round, Source, Verifier
+from specqd.runtime.lookup import SuffixLookup
+
+__all__ = ["Link", "Plan"]
+
+_LINK = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<least>\d+))?(?:@(?P<rule>[a-z-]+(?::[\d.]+)?))?")
+_SEARCH = "suffix"
+_USUAL = 3  # tokens that must recur, unless the plan says otherwise
+
+
+@dataclass(frozen=True)
+class Link:
+    """One level: an entry, or a search with the fewest tokens that must recur; and its draft-length rule."""
+
+    name: str
+    least: int | None = None
+    rule: str = "adaptive"
+
+    @property
+    def searches(self) -> bool:
+        """Whether it looks the text up instead of running a model."""
+        return self.name == _SEARCH
+
+    def __str__(self) -> str:
+        """Give the text that `Plan.parse` reads."""
+        return f"{self.name}{'' if self.least is None else f':{self.least}'}@{self.rule}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The target, then the alternatives of each level below it."""
+
+    target: str
+    levels: tuple[tuple[Link, ...], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Read a plan; raises InputError that says what is wrong."""
+        target, *parts = (part.strip() for part in text.split("<-"))
+        if not target.isidentifier():
+            raise InputError(
+                f"the plan {text!r} does not begin with the name of an entry, such as `target <- draft`"
+            )
+        plan = cls(target, tuple(tuple(_link(one, text) for one in part.split("|")) for part in parts))
+        if any(_last_compiled(level) is None for level in plan.levels[:-1]):
+            raise InputError(
+                f"in the plan {text!r} a level drafts for a search, which needs no draft; put it last"
+            )
+        return plan
+
+    def __str__(self) -> str:
+        """Give the text that `parse` reads."""
+        return " <- ".join([self.target, *(" | ".join(map(str, level)) for level in self.levels)])
+
+    def build(
+        self,
+        engine: Engine,
+        chooser: Chooser,
+        stop: Collection[int] = (),
+        on_round: Callable[[Round], None] | None = None,
+        rules: dict[Link, DraftLength] | None = None,
+    ) -> Verifier:
+        """Make the chain for one sequence; `rules` keeps what the draft-length rules learn, for the next one.
+
+        Raises:
+            InputError: the artifact lacks an entry of the plan, or a rule is unknown.
+        """
+        shares = self._shares(engine)
+        rules = {} if rules is None else rules
+        below: list[Source] = []
+        for level in reversed(self.levels):
+            made: list[Source] = []
+            for link in level:
+                if link.searches:
+                    made_level: Level = Looked(link.name, SuffixLookup(link.least or _USUAL))
+                else:
+                    mine = below if link == _last_compiled(level) else []
+                    made_level = Verifier(engine, link.name, chooser, mine, shares[link], stop, on_round)
+                made.append(Source(made_level, rules.setdefault(link, length_rule(link.rule))))
+            below = made
+        return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round)
+
+    def _shares(self, engine: Engine) -> dict[Link, bool]:
+        """Say which compiled level works on the cache of the one that asks it."""
+
+        def caches(name: str) -> frozenset[str]:
+            if name not in engine.entries:
+                raise InputError(
+                    f"the plan names a level {name!r}, which the artifact has not; it has "
+                    f"{', '.join(engine.entries)}, and any artifact has {_SEARCH}"
+                )
+            return frozenset(engine.manifest.sizes("cache", name))
+
+        asking = taken = caches(self.target)
+        shares: dict[Link, bool] = {}
+        for level in self.levels:
+            compiled = [link for link in level if not link.searches]
+            for link in compiled:
+                shares[link] = caches(link.name) <= asking
+                if not shares[link] and caches(link.name) & taken:
+                    raise InputError(
+                        f"in the plan, {link.name} would overwrite a cache that another level relies on: let it draft "
+                        "directly for the level whose cache it shares"
+                    )
+                taken |= caches(link.name)
+            if compiled:
+                asking = caches(compiled[-1].name)
+        return shares
+
+
+def _last_compiled(level: tuple[Link, ...]) -> Link | None:
+    return next((link for link in reversed(level) if not link.searches), None)
+
+
+def _link(text: str, plan: str) -> Link:
+    found = _LINK.fullmatch(text.strip())
+    if found is None or (found["least"] and found["name"] != _SEARCH):
+        raise InputError(
+            f"the plan {plan!r} has a level {text.strip()!r}; write `entry@rule` or `suffix:N@rule`"
+        )
+    rule = found["rule"] or "adaptive"
+    length_rule(rule)
+    return Link(found["name"], int(found["least"]) if found["least"] else None, rule)
