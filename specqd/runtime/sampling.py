@@ -13,9 +13,9 @@ from specqd.errors import InputError
 
 __all__ = ["Noise", "Sampling"]
 
-_FAINTEST = (
-    int(np.array(2.0**-160).view(np.int64)) >> 48
-)  # below any quotient of float32 numbers that is not 0
+_BLOCK = (
+    8192  # tokens at a time: temporary arrays of a whole vocabulary would be new pages of memory each time
+)
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -137,13 +137,19 @@ class Noise:
 
         It is the argmax of log p + g with Gumbel noise g.
         """
-        tokens = np.flatnonzero(distribution > 0)
-        p, u = distribution[tokens], self._uniforms(tokens, position)
         # The argmin of -log(1 - u) / p is the same. Since -log(1 - u) >= u, few tokens need their logarithm.
-        least = u / p
-        first = least.argmin()
-        near = np.flatnonzero(least <= -np.log1p(-u[first]) / p[first])
-        return int(tokens[near[np.argmin(-np.log1p(-u[near]) / p[near])]])
+        possible = np.flatnonzero(distribution > 0)
+        best, chosen = math.inf, -1
+        for begin in range(0, len(possible), _BLOCK):
+            tokens = possible[begin : begin + _BLOCK]
+            p, u = distribution[tokens], self._uniforms(tokens, position)
+            least = u / p
+            first = least.argmin()
+            near = np.flatnonzero(least <= -np.log1p(-u[first]) / p[first])
+            race = -np.log1p(-u[near]) / p[near]
+            if race.min() < best:
+                best, chosen = race.min(), int(tokens[near[race.argmin()]])
+        return chosen
 
     def _uniforms(self, tokens: np.ndarray, position: int) -> np.ndarray:
         """Numbers strictly between 0 and 1, with 52 random bits, since 53 could round to 1."""
@@ -181,14 +187,16 @@ def _head(weights: np.ndarray, mass: float) -> np.ndarray:
 
     `weights`, float64, sum to 1. Of equal ones the first go first.
     """
+    large = np.flatnonzero(weights > mass / len(weights))
+    weights = weights[large]
     # Exponent and four bits of mantissa order weights by size; only those of the bin where the border lies are sorted.
-    bins = np.maximum(weights.view(np.int64) >> 48, _FAINTEST) - _FAINTEST
-    below = np.cumsum(np.bincount(bins, weights))
+    bins = weights.view(np.int64) >> 48
+    bins -= bins.min()
+    below = 1.0 - weights.sum() + np.cumsum(np.bincount(bins, weights))
     border = min(int(np.searchsorted(below, mass, side="right")), len(below) - 1)
     unsure = np.flatnonzero(bins == border)
     order = unsure[np.argsort(weights[unsure], kind="stable")]
-    begin = below[border - 1] if border else 0.0
-    out = int(np.searchsorted(begin + np.cumsum(weights[order]), mass, side="right"))
-    if border == len(below) - 1:
-        out = min(out, len(order) - 1)
-    return np.concatenate([order[out:], np.flatnonzero(bins > border)])
+    above = np.flatnonzero(bins > border)
+    ends = 1.0 - weights[above].sum() - weights[order].sum() + np.cumsum(weights[order])
+    out = int(np.searchsorted(ends, mass, side="right"))
+    return large[np.concatenate([order[out if len(above) else min(out, len(order) - 1) :], above])]
