@@ -102,14 +102,14 @@ def test_target_gives_the_logits_of_the_reference(family: Family) -> None:
     program, usual, largest = family.program, 2e-4, 0.01
     if NATIVE.pairs:
         # So is an activation then, one of thousands; each moves what follows by 2^-9 of itself.
-        program, usual, largest = with_bf16_activations(program), 4e-3, 0.05
+        program, usual, largest = with_bf16_activations(program, "target"), 4e-3, 0.05
     assert_near(family.target, reference(program, "target", family.tokens), usual=usual, largest=largest)
 
 
-def with_bf16_activations(program: Program) -> Program:
+def with_bf16_activations(program: Program, entry: str) -> Program:
     """What the BF16 kernels of this CPU make of the inputs of products with BF16 matrices of even width."""
     rounded = program.copy()
-    graph = rounded.target.graph
+    graph = rounded.entries[entry].graph
     for node in [n for n in graph.nodes if n.target is torch.ops.aten.linear.default]:
         weight = program.weights[str(node.args[1].target)]
         if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0:
@@ -131,7 +131,9 @@ def int8_rounded(x: Tensor) -> Tensor:
 
 
 def test_draft_gives_the_logits_of_the_reference_with_rounded_activations(family: Family) -> None:
-    rounded = family.program.copy()
+    # Matrices whose width is no multiple of 32 stay BF16 in the draft.
+    exact = with_bf16_activations(family.program, "draft") if NATIVE.pairs else family.program
+    rounded = exact.copy()
     graph = rounded.entries["draft"].graph
     cast = [n for n in graph.nodes if n.target in (ops.linear_mxfp4.default, ops.linear_int8.default)]
     assert sum(n.target is ops.linear_mxfp4.default for n in cast) >= 3
@@ -140,7 +142,7 @@ def test_draft_gives_the_logits_of_the_reference_with_rounded_activations(family
             node.update_arg(0, graph.call_function(int8_rounded, (node.args[0],)))
     # A number between two integers that is rounded otherwise moves everything after it, in OLMo2 much: it
     # normalises what comes out of its blocks.
-    usual = 0.02 if family.name == "olmo2" else 2e-3
+    usual = 0.02 if family.name == "olmo2" else 0.01 if NATIVE.pairs else 2e-3
     assert_near(family.draft, reference(rounded, "draft", family.tokens), usual=usual, largest=0.3)
     assert_near(family.draft, reference(family.program, "draft", family.tokens), usual=0.05, largest=1.0)
 

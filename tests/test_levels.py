@@ -44,7 +44,9 @@ def expected(prompt: list[int], limit: int) -> list[int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(PLANS), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40), st.integers(1, 70))
+@given(
+    st.sampled_from(PLANS), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40), st.integers(1, 70)
+)
 def test_every_chain_gives_the_tokens_of_the_target(model: Model, plan: str, prompt: list[int], limit: int):
     made = model.generate(prompt, limit, plan=plan)
     assert made.tokens == expected(prompt, limit)

@@ -30,10 +30,13 @@ class Output:
     def token(self, row: int) -> int:
         """The greedy choice after a row."""
         chosen = int(self.next[row])
-        return chosen if self.ids is None else int(self.ids[chosen])
+        if self.ids is not None:
+            return int(self.ids[chosen])
+        # A draft with a padded vocabulary may like a token best that the target does not have.
+        return chosen if chosen < self.vocabulary else int(self.row(row).argmax())
 
     def row(self, row: int) -> np.ndarray:
-        """Float32 logits of the whole vocabulary; -inf for tokens that the entry does not know.
+        """Float32 logits of the target's vocabulary; -inf for tokens that the entry does not know.
 
         Raises:
             InputError: the function was compiled to give tokens only.
