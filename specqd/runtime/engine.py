@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ class Engine:
             last_only=function.last_only,
         )
 
-    def _output(self, function: Function, by_kind: dict[str, np.ndarray]) -> Output:
+    def _output(self, function: Function, by_kind: Mapping[Any, np.ndarray]) -> Output:
         level, rows = self._levels[function.entry], len(by_kind["next"])
         logits, sums = by_kind.get("logits"), by_kind.get("sums")
         return Output(
