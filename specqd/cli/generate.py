@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
@@ -36,6 +37,14 @@ def generate(
         int | None,
         typer.Option(metavar="N", help="Tokens drafted a round. (default: as compiled)", show_default=False),
     ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Levels that draft, such as 'target <- suffix:6@fixed:7 | draft@confidence:0.6'.",
+            show_default=False,
+        ),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say afterwards how fast it went.")] = False,
     threads: Threads = None,
 ) -> None:
@@ -50,12 +59,27 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     model = load(directory, threads)
     interrupted = False
+
+    def interrupt(*_: object) -> None:
+        # Noted as well as raised: an exception is lost if it comes while Python collects garbage.
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        for piece in model.stream(text, new_tokens, speculate=speculate, draft_length=draft_length, raw=raw):
+        pieces = model.stream(
+            text, new_tokens, speculate=speculate, draft_length=draft_length, plan=plan, raw=raw
+        )
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
+            if interrupted:
+                break
     except KeyboardInterrupt:
-        interrupted = True
+        pass
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.write("\n")
     sys.stdout.flush()
     if stats:
