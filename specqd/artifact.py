@@ -19,16 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from specqd.errors import ArtifactError
-from specqd.manifest import (
-    SCHEMA_VERSION,
-    Arg,
-    Compiled,
-    FileRecord,
-    Function,
-    LevelRecord,
-    Manifest,
-    Refused,
-)
+from specqd.manifest import SCHEMA_VERSION, Arg, Compiled, FileRecord, Function, Manifest, Refused
 from specqd.staging import staged_directory
 from specqd.verified import remember, stamp
 from specqd.weightfile import write_weights
@@ -39,7 +30,6 @@ __all__ = [
     "Compiled",
     "FileRecord",
     "Function",
-    "LevelRecord",
     "Manifest",
     "Refused",
     "is_artifact",

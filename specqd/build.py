@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specqd.artifact import Function, LevelRecord, Manifest, Refused, is_artifact, save
+from specqd.artifact import Function, Manifest, Refused, is_artifact, save
 from specqd.errors import ArtifactError, InputError
+from specqd.manifest import LevelRecord
 from specqd.runtime.cpu import cpu_features
 from specqd.staging import demand_free
 
@@ -179,7 +180,6 @@ def _level(program: Program, name: str) -> LevelRecord:
     return LevelRecord(
         capacity=capacity,
         vocab_size=entry.vocab_size or program.model.vocab_size,
-        vocabulary=entry.vocabulary,
     )
 
 

@@ -64,13 +64,11 @@ class Function(_Record):
 class LevelRecord(_Record):
     """What one entry of the chain can hold and say.
 
-    `capacity`: positions of its caches; `vocab_size`: tokens it takes; `vocabulary`: the int32 weight that names
-    the token of each of its logits, if they are fewer.
+    `capacity`: positions of its caches; `vocab_size`: tokens it takes and gives logits of.
     """
 
     capacity: int
     vocab_size: int
-    vocabulary: str | None = None
 
 
 class FileRecord(_Record):

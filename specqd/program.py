@@ -42,8 +42,7 @@ class Entry:
 
     The graph holds `aten.*` and `specqd::*` calls in float32; weights are `get_attr` nodes named as in
     `Program.weights`. Placeholders beyond the first two are caches. `vocab_size` and `max_positions` are set
-    where they are not the target's; `vocabulary` names the int32 weight that gives the token of each logit,
-    where the entry knows fewer tokens.
+    where they are not the target's.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Entry:
     derived_from: str | None = None
     vocab_size: int | None = None
     max_positions: int | None = None
-    vocabulary: str | None = None
 
     def copy(self) -> Entry:
         """Return an entry with its own graph, sharing nothing that a pass may change."""
@@ -125,8 +123,7 @@ class Program:
         """Names of the weights that the given entries (default: all) read, in order of first use."""
         graphs = [self.entries[n].graph for n in (names or self.entries)]
         used: dict[str, Any] = {str(n.target): None for g in graphs for n in g.nodes if n.op == "get_attr"}
-        named = (self.entries[n].vocabulary for n in (names or self.entries))
-        return [*used, *dict.fromkeys(name for name in named if name is not None)]
+        return list(used)
 
     def drop_unused_weights(self) -> None:
         """Forget weights that no entry reads any more."""

@@ -41,6 +41,7 @@ __all__ = [
     "lowered",
     "random_tokens",
     "threads",
+    "with_bf16_activations",
 ]
 
 
@@ -206,6 +207,22 @@ def llama() -> Program:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.15)
     return Pipeline.parse(default_pipeline(168))(capture(model))
+
+
+def with_bf16_activations(program: Program, entry: str) -> Program:
+    """What BF16 kernels make of the inputs of products with BF16 matrices of even width, on CPUs that have them."""
+    rounded = program.copy()
+    graph = rounded.entries[entry].graph
+    for node in [n for n in graph.nodes if n.target is torch.ops.aten.linear.default]:
+        weight = program.weights[str(node.args[1].target)]
+        if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0:
+            with graph.inserting_before(node):
+                node.update_arg(0, graph.call_function(_bf16_rounded, (node.args[0],)))
+    return rounded
+
+
+def _bf16_rounded(x: torch.Tensor) -> torch.Tensor:
+    return x.bfloat16().float()
 
 
 def random_tokens(program: Program, count: int, rng: torch.Generator) -> list[int]:

@@ -92,6 +92,15 @@ def test_plans_that_cannot_be_followed_are_refused(model: Model, plan: str, mess
         model.generate([1], 4, plan="target", draft_length=2)
 
 
+def test_the_default_plan_begins_with_the_draft_length_of_the_artifact(tmp_path: Path):
+    save_toy(tmp_path / "a", compile_toy(tmp_path), draft_length=5)
+    model = load(tmp_path / "a")
+    assert str(model.plan) == "target <- draft@adaptive:5"
+    rounds: list[Round] = []
+    model.generate([1, 2, 3], 12, ignore_eos=True, on_round=rounds.append)
+    assert len(rounds[0].drafts) == 5
+
+
 def test_confidence_stops_at_doubt_and_not_at_what_is_unknown():
     rule = length_rule("confidence:0.4")
     assert isinstance(rule, ConfidentLength)

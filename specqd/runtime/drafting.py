@@ -10,7 +10,7 @@ from specqd.errors import InputError
 
 __all__ = ["AdaptiveLength", "ConfidentLength", "DraftLength", "FixedLength", "length_rule"]
 
-MOST = 7  # tokens an adaptive rule asks for: a verify pass of eight rows
+_MOST = 7  # tokens an adaptive rule asks for: a verify pass of eight rows
 _USUAL = 3
 
 
@@ -128,19 +128,19 @@ class AdaptiveLength:
 
 
 def length_rule(text: str) -> DraftLength:
-    """Make the rule that `fixed:N`, `confidence:P` (a probability) or `adaptive` names.
+    """Make the rule that `fixed:N`, `confidence:P` (a probability), `adaptive` or `adaptive:N` (its start) names.
 
     Raises:
         InputError: it names none, or its number is out of range.
     """
     kind, colon, number = text.partition(":")
     if kind == "adaptive" and not colon:
-        return AdaptiveLength(_USUAL, MOST)
-    if kind == "fixed" and number.isdecimal() and int(number) > 0:
-        return FixedLength(int(number))
+        return AdaptiveLength(_USUAL, _MOST)
+    if kind in {"adaptive", "fixed"} and number.isdecimal() and int(number) > 0:
+        return FixedLength(int(number)) if kind == "fixed" else AdaptiveLength(int(number), _MOST)
     if kind == "confidence" and number.replace(".", "", 1).isdecimal() and 0 < float(number) < 1:
-        return ConfidentLength(float(number), MOST)
+        return ConfidentLength(float(number), _MOST)
     raise InputError(
         f"there is no draft-length rule {text!r}; write fixed:N with N of 1 or more, confidence:P with P between 0 "
-        "and 1, or adaptive"
+        "and 1, adaptive, or adaptive:N"
     )

@@ -201,19 +201,18 @@ class Engine:
             args=tuple(self._tensor(arg, arrays[arg.name]) for arg in function.args),
             tokens=by_kind["tokens"],
             start=by_kind["start"],
-            output=self._output(function, by_kind),
+            output=self._output(by_kind),
             last_only=function.last_only,
         )
 
-    def _output(self, function: Function, by_kind: Mapping[Any, np.ndarray]) -> Output:
-        level, rows = self._levels[function.entry], len(by_kind["next"])
+    def _output(self, by_kind: Mapping[Any, np.ndarray]) -> Output:
+        rows = len(by_kind["next"])
         logits, sums = by_kind.get("logits"), by_kind.get("sums")
         return Output(
             by_kind["next"],
             None if logits is None else logits.reshape(rows, -1),
             None if sums is None else sums.reshape(rows, 2),
             self.manifest.vocab_size,
-            None if level.vocabulary is None else self._weights[level.vocabulary],
         )
 
     def _array(self, arg: Arg) -> np.ndarray:

@@ -19,7 +19,7 @@ class Stats:
 
     `rounds` are target passes after the prefill. `drafts` are the levels that draft for the target itself,
     `levels` all below it. `compiled_seconds` is the part of `decode_seconds` spent in compiled code. `finish` is
-    one of eos, stop, length, context, and "" while running or when broken off.
+    one of eos, length, context, and "" while running or when broken off.
     """
 
     prompt_tokens: int = 0

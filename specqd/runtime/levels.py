@@ -1,6 +1,6 @@
 """Levels of speculation: each proposes tokens to the one above it, and may have them proposed to itself first.
 
-A chain `target <- draft <- lookup` is a `Verifier` whose `below` is a `Verifier` whose `below` looks text up. Each
+A chain `target <- draft <- suffix` is a `Verifier` whose `below` is a `Verifier` whose `below` looks text up. Each
 verifier keeps what it would have chosen itself, so what it proposes is distributed as if it had decoded alone,
 however many levels helped it (ML-SpecQD, arXiv 2503.13565).
 """
@@ -16,6 +16,7 @@ from typing import Protocol
 from specqd.runtime.choosing import Choice, Chooser
 from specqd.runtime.drafting import DraftLength
 from specqd.runtime.engine import Engine
+from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.output import Output
 
 __all__ = ["Asked", "Level", "LevelStats", "Looked", "Round", "Source", "Verifier"]
@@ -35,11 +36,6 @@ class LevelStats:
     accepted: int = 0
     passes: int = 0
     seconds: float = 0.0
-
-    @property
-    def acceptance_rate(self) -> float | None:
-        """Share of the examined tokens that the level above chose too; None if it saw none."""
-        return self.accepted / self.examined if self.examined else None
 
 
 @dataclass(frozen=True)
@@ -84,22 +80,10 @@ class Level(Protocol):
         ...
 
 
-class Search(Protocol):
-    """A search for how a text went on before; see specqd.runtime.lookup."""
-
-    def propose(self, tokens: Sequence[int], want: int) -> list[int]:
-        """Return up to `want` tokens, none when nothing is found."""
-        ...
-
-    def keep(self, length: int) -> None:
-        """Forget tokens from index `length` on."""
-        ...
-
-
 class Looked:
     """A level that costs no pass: it proposes what followed the same words earlier in the text."""
 
-    def __init__(self, name: str, search: Search) -> None:
+    def __init__(self, name: str, search: SuffixLookup) -> None:
         self.stats = LevelStats(name)
         self._search = search
 
@@ -223,7 +207,7 @@ class Verifier:
             if want > 0 and (
                 found := source.level.propose(text, Asked(want, most, self.fed, source.length.goes_on))
             ):
-                return (source,), found[:most]
+                return (source,), found
         return self.below, []
 
     def _report(self, below: LevelStats, drafts: list[Choice], agreed: int, new: list[Choice]) -> None:

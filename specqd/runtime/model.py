@@ -39,7 +39,7 @@ class Model:
     last: Stats = field(default_factory=Stats)  # of the latest generation, also of one that was broken off
 
     @cached_property
-    def _rules(self) -> dict[Link, DraftLength]:
+    def _rules(self) -> dict[tuple[int, Link], DraftLength]:
         """Draft-length rules, which keep what they learn from one generation to the next."""
         return {}
 
@@ -47,7 +47,8 @@ class Model:
     def plan(self) -> Plan:
         """How to speculate unless the caller says otherwise."""
         target, *drafts = self.engine.manifest.chain
-        return Plan(target, ((Link(drafts[-1]),),) if drafts else ())
+        rule = f"adaptive:{self.engine.manifest.draft_length}"
+        return Plan(target, ((Link(drafts[-1], rule=rule),),) if drafts else ())
 
     def plan_of(self, speculate: bool, draft_length: int | None, plan: str | None) -> Plan:
         """Return the plan that these options of `generate` ask for.

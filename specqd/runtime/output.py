@@ -17,22 +17,18 @@ class Output:
     """The rows of a pass.
 
     `next` int32 `[rows]` are the greedy choices, `logits` float32 `[rows, n]` and `sums` float32 `[rows, 2]` as
-    compiled (None if the function gives none). `ids` int32 `[n]` says which token each logit of a trimmed
-    vocabulary is for (None: its own index).
+    compiled (None if the function gives none). `vocabulary` is the number of the target's tokens, which may be
+    more or fewer than `n`: vocabularies are padded differently.
     """
 
     next: np.ndarray
     logits: np.ndarray | None
     sums: np.ndarray | None
     vocabulary: int
-    ids: np.ndarray | None = None
 
     def token(self, row: int) -> int:
-        """The greedy choice after a row."""
+        """The greedy choice after a row, among the target's tokens."""
         chosen = int(self.next[row])
-        if self.ids is not None:
-            return int(self.ids[chosen])
-        # A draft with a padded vocabulary may like a token best that the target does not have.
         return chosen if chosen < self.vocabulary else int(self.row(row).argmax())
 
     def row(self, row: int) -> np.ndarray:
@@ -42,15 +38,12 @@ class Output:
             InputError: the function was compiled to give tokens only.
         """
         if self.logits is None:
-            raise InputError("the artifact was compiled to give tokens, not logits: it cannot sample")
-        own = self.logits[row]
-        if self.ids is None and len(own) == self.vocabulary:
+            raise InputError("the artifact was compiled to give tokens, not logits: compile it again")
+        own = self.logits[row, : self.vocabulary]
+        if len(own) == self.vocabulary:
             return own
         whole = np.full(self.vocabulary, -np.inf, np.float32)
-        if self.ids is None:
-            whole[: len(own)] = own[: self.vocabulary]
-        else:
-            whole[self.ids] = own
+        whole[: len(own)] = own
         return whole
 
     def confidence(self, row: int) -> tuple[float, float]:
@@ -59,10 +52,3 @@ class Output:
             return math.nan, math.nan
         total, spread = self.sums[row].tolist()
         return 1.0 / total, math.log(total) + spread / total
-
-    def log_probability(self, row: int, token: int) -> float:
-        """Natural logarithm of a token's probability after a row, at temperature 1."""
-        logits = self.row(row)
-        top = float(logits.max())
-        total = float(np.exp(logits - top, dtype=np.float64).sum())
-        return float(logits[token]) - top - math.log(total)

@@ -78,7 +78,7 @@ class Plan:
         chooser: Chooser,
         stop: Collection[int] = (),
         on_round: Callable[[Round], None] | None = None,
-        rules: dict[Link, DraftLength] | None = None,
+        rules: dict[tuple[int, Link], DraftLength] | None = None,
     ) -> Verifier:
         """Make the chain for one sequence; `rules` keeps what the draft-length rules learn, for the next one.
 
@@ -88,7 +88,7 @@ class Plan:
         shares = self._shares(engine)
         rules = {} if rules is None else rules
         below: list[Source] = []
-        for level in reversed(self.levels):
+        for depth, level in reversed(list(enumerate(self.levels))):
             made: list[Source] = []
             for link in level:
                 if link.searches:
@@ -96,7 +96,7 @@ class Plan:
                 else:
                     mine = below if link == _last_compiled(level) else []
                     made_level = Verifier(engine, link.name, chooser, mine, shares[link], stop, on_round)
-                made.append(Source(made_level, rules.setdefault(link, length_rule(link.rule))))
+                made.append(Source(made_level, rules.setdefault((depth, link), length_rule(link.rule))))
             below = made
         return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round)
 
