@@ -23,6 +23,7 @@ class Compiled:
         self.engine = self.model.engine
         self.target, *drafts = self.engine.manifest.chain
         self.draft = drafts[0] if drafts else None
+        self.plan = self.engine.manifest.plan
         self.verify_rows = [
             rows for rows in range(1, 9) if rows in self.engine.rows(self.target, every_row=True)
         ]
@@ -33,13 +34,12 @@ class Compiled:
         """Stream-read rate of a buffer that no cache holds."""
         return {"GB/s": Bandwidth(self.engine).gbps}
 
-    def decode(self, prompt: Sequence[int], new_tokens: int, draft_length: int = 0) -> Sample:
-        """Answer a prompt plainly or with a draft; compare the tokens with those of all earlier answers."""
+    def decode(self, prompt: Sequence[int], new_tokens: int, plan: str = "target") -> Sample:
+        """Answer a prompt by a plan, plainly if that is but the target; compare the tokens with all earlier answers."""
         answer = self.model.generate(
             prompt,
             new_tokens,
-            speculate=bool(draft_length),
-            draft_length=draft_length or None,
+            plan=plan,
             ignore_eos=True,
         )
         known = self._answers.setdefault(tuple(prompt), answer.tokens)

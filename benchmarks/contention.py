@@ -39,7 +39,7 @@ def main() -> None:
     if most < 2:
         raise SystemExit("one CPU leaves no choice of threads: nothing to measure")
     texts = prompts(subject, compiled.model)
-    compiled.decode(texts[0], 8, 2)  # reads the weights from disk
+    compiled.decode(texts[0], 8, compiled.plan)  # reads the weights from disk
     quiet = Quiet()
     rounds = [
         _round(compiled, quiet, texts[i % len(texts)], options.new_tokens) for i in range(options.rounds)
@@ -85,8 +85,8 @@ def _round(compiled: Compiled, quiet: Quiet, prompt: list[int], new_tokens: int)
             for threads, choice in _choices(compiled.engine.threads).items():
                 compiled.engine._choice = choice
                 for mode in _MODES:
-                    length = compiled.engine.manifest.draft_length if mode == "speculative" else 0
-                    sample = quiet(lambda length=length: compiled.decode(prompt, new_tokens, length))
+                    plan = compiled.plan if mode == "speculative" else compiled.target
+                    sample = quiet(lambda plan=plan: compiled.decode(prompt, new_tokens, plan))
                     done[f"{threads}, {mode}, {state}"] = [sample]
             quiet.pids -= {pid}
     return done

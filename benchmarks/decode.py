@@ -65,7 +65,7 @@ def main() -> None:
         quiet = machine.Quiet({peer.pid for peer in peers.values()})
         rounds = []
         texts = prompts(subject, compiled.model)
-        compiled.decode(texts[0], 8, 2)  # reads the weights from disk
+        compiled.decode(texts[0], 8, compiled.plan)  # reads the weights from disk
         for i in range(plan.rounds):
             tasks = list(_tasks(compiled, peers, plan, texts[i % len(texts)]))
             rounds.append(_round(tasks, i, quiet))
@@ -81,6 +81,7 @@ def main() -> None:
         "threads": threads,
         "isa": compiled.engine.manifest.isa,
         "pipeline": compiled.engine.manifest.pipeline,
+        "plan": compiled.plan,
         "identical": compiled.identical,
         "cores used by other processes, at most": round(quiet.worst, 3),
         "peers": facts,
@@ -136,7 +137,10 @@ def _tasks(
     yield "stream read", compiled.bandwidth
     yield "specqd passes", partial(compiled.passes, prompt, plan.middle, plan.repeats)
     for length in plan.drafts if compiled.draft else ():
-        yield f"specqd draft {length}", partial(compiled.decode, prompt, plan.new_tokens, length)
+        chain = f"{compiled.target} <- {compiled.draft}@fixed:{length}"
+        yield f"specqd draft {length}", partial(compiled.decode, prompt, plan.new_tokens, chain)
+    if compiled.draft:
+        yield "specqd plan", partial(compiled.decode, prompt, plan.new_tokens, compiled.plan)
     yield "specqd plain", plain
     yield "stream read", compiled.bandwidth
     yield "specqd prefill", partial(compiled.prefill, long)

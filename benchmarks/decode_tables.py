@@ -13,7 +13,7 @@ __all__ = ["DecodeTables"]
 
 Rounds = Sequence[Mapping[str, Sequence[Mapping[str, float]]]]
 
-_PLAIN, _PASSES, _MEMORY = "specqd plain", "specqd passes", "stream read"
+_PLAIN, _PLAN, _PASSES, _MEMORY = "specqd plain", "specqd plan", "specqd passes", "stream read"
 
 
 class DecodeTables:
@@ -29,7 +29,6 @@ class DecodeTables:
     ) -> None:
         self._rounds = rounds
         self._drafts = drafts if compiled.draft else ()
-        self._usual = compiled.engine.manifest.draft_length
         self._rows = compiled.verify_rows
         self._bytes = {_PLAIN: compiled.bytes(compiled.target, middle)}
         if compiled.draft:
@@ -70,6 +69,10 @@ class DecodeTables:
             rates = self._each(f"specqd draft {length}")
             rows.append([f"specqd speculative, {length} drafted", spread(rates).show(1), "", "", ""])
             figures[f"specqd speculative {length}"] = {"tokens/s": spread(rates)}
+        if self._drafts:
+            rates = self._each(_PLAN)
+            rows.append(["specqd speculative, by its plan", spread(rates).show(1), "", "", ""])
+            figures[_PLAN] = {"tokens/s": spread(rates)}
         headings = ["decoding", "tokens/s", "MB a token", "GB/s", "of stream read"]
         return Table(
             "Weights and cache that a step must read, against what a plain read achieves:",
@@ -90,8 +93,7 @@ class DecodeTables:
         wanted = [(_PLAIN, "llama.cpp bf16"), (_PLAIN, "transformers bfloat16")]
         if self._drafts:
             best = max(self._drafts, key=lambda length: median(self._speedups(length)))
-            shown = [length for length in self._drafts if length in {self._usual, best}]
-            named = [f"specqd draft {length}" for length in shown]
+            named = [_PLAN, f"specqd draft {best}"]
             wanted += [(name, other) for name in named for other in (_PLAIN, "llama.cpp bf16")]
             wanted += [("specqd draft step", f"llama.cpp {kind}") for kind in ("mxfp4", "q4_0")]
         wanted += [

@@ -1,6 +1,6 @@
 """What a draft gains over all prompts: the figure to quote, because acceptance differs from prompt to prompt.
 
-Every prompt is answered plainly and with the artifact's own draft length, in turns, the order changing from
+Every prompt is answered plainly and by the artifact's own plan, in turns, the order changing from
 prompt to prompt. `decode.py` tries more draft lengths on a few prompts; those few are no fair sample.
 
     python benchmarks/speculation.py                             # SmolLM2-135M-Instruct, 26 chat prompts
@@ -25,17 +25,17 @@ def main() -> None:
     options = _options()
     subject = prepare(options)
     compiled = Compiled(subject.artifact, options.threads)
-    length = options.draft or compiled.engine.manifest.draft_length
+    plan = options.plan or compiled.plan
     texts = prompts(subject, compiled.model)[: options.answers]
-    compiled.decode(texts[0], 8, length)  # reads the weights from disk
+    compiled.decode(texts[0], 8, plan)  # reads the weights from disk
     quiet = machine.Quiet()
-    pairs = [_pair(compiled, quiet, text, options.new_tokens, length, i) for i, text in enumerate(texts)]
+    pairs = [_pair(compiled, quiet, text, options.new_tokens, plan, i) for i, text in enumerate(texts)]
     details = {
         "model": subject.name,
         "prompts": len(texts),
         "prompt tokens": f"{min(map(len, texts))} to {max(map(len, texts))}",
         "new tokens": options.new_tokens,
-        "drafted a round": length,
+        "plan": plan,
         "threads": compiled.engine.threads,
         "isa": compiled.engine.manifest.isa,
         "identical": compiled.identical,
@@ -48,19 +48,19 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare speculative and plain decoding over all prompts.")
     add_options(parser)
     parser.add_argument("--answers", type=int, help="prompts to answer (default: all)")
-    parser.add_argument("--draft", type=int, help="tokens drafted a round (default: the artifact's)")
+    parser.add_argument("--plan", help="levels that draft (default: the artifact's plan)")
     parser.add_argument("-n", "--new-tokens", type=int, default=256, help="new tokens a prompt")
     report.add_options(parser)
     return parser.parse_args()
 
 
 def _pair(
-    compiled: Compiled, quiet: machine.Quiet, prompt: list[int], new_tokens: int, length: int, number: int
+    compiled: Compiled, quiet: machine.Quiet, prompt: list[int], new_tokens: int, plan: str, number: int
 ) -> dict[str, Sample]:
-    order = [("plain", 0), ("speculative", length)]
+    order = [("plain", compiled.target), ("speculative", plan)]
     if number % 2:
         order.reverse()
-    return {name: quiet(partial(compiled.decode, prompt, new_tokens, drafted)) for name, drafted in order}
+    return {name: quiet(partial(compiled.decode, prompt, new_tokens, chain)) for name, chain in order}
 
 
 def _table(pairs: Sequence[dict[str, Sample]]) -> report.Table:

@@ -11,15 +11,15 @@ from specqd.artifact import Function, Manifest, Refused, is_artifact, save
 from specqd.errors import ArtifactError, InputError
 from specqd.manifest import LevelRecord
 from specqd.runtime.cpu import cpu_features
+from specqd.runtime.plan import Plan
 from specqd.staging import demand_free
 
 if TYPE_CHECKING:
     from specqd.program import KVCache, Program
 
-__all__ = ["DEFAULT_CONTEXT", "DEFAULT_DRAFT_LENGTH", "compile_model", "default_pipeline"]
+__all__ = ["DEFAULT_CONTEXT", "compile_model", "default_pipeline"]
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_DRAFT_LENGTH = 3
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much; 0 of 0 when that cannot be known."""
@@ -45,7 +45,7 @@ def compile_model(
     pipeline: str | None = None,
     context: int | None = None,
     isa: str = "native",
-    draft_length: int = DEFAULT_DRAFT_LENGTH,
+    plan: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -64,8 +64,8 @@ def compile_model(
     """
     target = Path(target)
     demand_free(target, is_artifact if force else None)
-    if draft_length < 1:
-        raise InputError(f"cannot draft {draft_length} tokens: give 1 or more")
+    if plan is not None:
+        Plan.parse(plan)
     if context is not None and (pipeline is not None or context < 1):
         raise InputError(
             f"the context of {context} cannot be used: give 1 or more, and with a pipeline of your own say "
@@ -73,7 +73,7 @@ def compile_model(
         )
     tell = progress or (lambda what, done, of: None)
     try:
-        return _compile(source, target, drafts or {}, pipeline, context, isa, draft_length, force, tell)
+        return _compile(source, target, drafts or {}, pipeline, context, isa, plan, force, tell)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -90,7 +90,7 @@ def _compile(
     pipeline: str | None,
     context: int | None,
     isa: str,
-    draft_length: int,
+    plan: str | None,
     force: bool,
     tell: Progress,
 ) -> Manifest:
@@ -129,7 +129,7 @@ def _compile(
     return save(
         target,
         compiled,
-        _facts(program, str(steps), draft_length),
+        _facts(program, str(steps), plan),
         tokenizer_files=[Path(file) for file in program.model.tokenizer_files],
         graphs={name: str(entry.graph) + "\n" for name, entry in program.entries.items()},
         force=force,
@@ -153,7 +153,7 @@ def _fitting(context: int | None, program: Program) -> int:
     return context or min(DEFAULT_CONTEXT, most)
 
 
-def _facts(program: Program, pipeline: str, draft_length: int) -> dict[str, Any]:
+def _facts(program: Program, pipeline: str, plan: str | None) -> dict[str, Any]:
     model = program.model
     return {
         "family": model.family,
@@ -164,7 +164,7 @@ def _facts(program: Program, pipeline: str, draft_length: int) -> dict[str, Any]
         "vocab_size": model.vocab_size,
         "eos_token_ids": model.eos_token_ids,
         "bos_token_id": model.bos_token_id,
-        "draft_length": draft_length,
+        "plan": str(Plan.parse(plan) if plan else Plan.usual(program.chain)),
         "levels": {name: _level(program, name) for name in program.chain},
         "refusals": tuple(
             Refused(step=event.step, entry=event.entry, node=node, why=why)

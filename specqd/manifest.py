@@ -22,7 +22,7 @@ __all__ = [
     "Refused",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Record(BaseModel):
@@ -91,12 +91,11 @@ class Manifest(_Record):
     """What `specqd.json` holds; `digest` is the SHA-256 of its own text without it.
 
     `chain` names the entries that speculate, target first; `capacity` is the most positions that the caches
-    hold; `levels` says more of each; `draft_length` the tokens drafted a round unless the
-    caller says otherwise; `isa`, `triple` and
-    `cpu_features` (LLVM's names) what the CPU must have.
+    hold; `levels` says more of each; `plan` is how to speculate unless the caller says otherwise (see
+    specqd.runtime.plan); `isa`, `triple` and `cpu_features` (LLVM's names) what the CPU must have.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     specqd_version: str
     family: str
     source: str
@@ -106,7 +105,7 @@ class Manifest(_Record):
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
-    draft_length: int
+    plan: str
     isa: str
     triple: str
     cpu_features: tuple[str, ...]

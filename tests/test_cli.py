@@ -91,7 +91,10 @@ def test_a_prompt_from_standard_input(capsys, toy: Path, monkeypatch):
         (["bench", "{toy}", "--tokens", "1"], "1 new tokens give no rate"),
         (["compile", "nowhere", "-o", "{toy}"], "exists and is not empty"),
         (["compile", "nowhere", "-o", "x", "--context", "0"], "context of 0 cannot be used"),
-        (["compile", "nowhere", "-o", "x", "--draft-length", "0"], "cannot draft 0"),
+        (
+            ["compile", "nowhere", "-o", "x", "--plan", "draft:3 <-"],
+            "does not begin with the name of an entry",
+        ),
         (["compile", "nowhere", "-o", "x", "--isa", "z80"], "z80"),
         (["passes", "no-such-pass"], "no pass 'no-such-pass'"),
         (["fetch", "smollm2", "-o", "{toy}"], "exists and is not empty"),

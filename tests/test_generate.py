@@ -16,7 +16,7 @@ from toy import CAPACITY, EOS, VOCAB, compile_toy, model_next, save_toy, table
 
 from specqd.errors import ArtifactError, InputError
 from specqd.runtime.choosing import Greedy
-from specqd.runtime.drafting import AdaptiveLength, FixedLength
+from specqd.runtime.drafting import FixedLength
 from specqd.runtime.generate import Stats, decode
 from specqd.runtime.levels import Source, Verifier
 from specqd.runtime.library import aligned, tensor
@@ -205,41 +205,3 @@ def test_weights_that_do_not_fit_the_code(compiled, tmp_path: Path):
     save_toy(tmp_path / "a", replace(compiled, weights={"table": np.zeros(3, np.int32)}))
     with pytest.raises(ArtifactError, match="does not hold 'table' as compiled"):
         load(tmp_path / "a")
-
-
-def settle(choice: AdaptiveLength, acceptance: float, draft: float, verify: dict[int, float]) -> list[int]:
-    """Play 300 rounds on a machine with these costs (seconds, by rows) and return the last 100 lengths."""
-    chance = np.random.default_rng(1)
-    lengths = []
-    for _ in range(300):
-        length = choice.choose()
-        wrong = chance.random(length) >= acceptance
-        agreed = int(wrong.argmax()) if wrong.any() else length
-        choice.learn(length, agreed, length * draft, verify[length + 1])
-        lengths.append(length)
-    return lengths[200:]
-
-
-FLAT = {rows: 1 + 0.05 * (rows - 1) for rows in range(1, 9)}
-
-
-@pytest.mark.parametrize(
-    ("acceptance", "draft", "verify", "expected"),
-    [
-        (0.98, 0.25, FLAT, range(6, 8)),
-        (0.80, 0.30, FLAT, range(2, 5)),
-        (0.30, 0.30, FLAT, range(2)),
-        (0.90, 1.00, FLAT, range(1)),
-        (0.80, 0.30, {rows: float(rows) for rows in FLAT}, range(1)),
-        (0.98, 0.25, {**FLAT, 5: 3.0, 6: 3.0, 7: 3.0, 8: 3.0}, range(3, 4)),
-    ],
-)
-def test_the_draft_length_follows_what_pays(acceptance, draft, verify, expected: range):
-    lengths = settle(AdaptiveLength(3, 7), acceptance, draft, verify)
-    assert sum(length in expected for length in lengths) >= 85
-
-
-def test_a_draft_that_becomes_good_again_is_found_again():
-    choice = AdaptiveLength(3, 7)
-    assert settle(choice, 0.05, 0.3, FLAT).count(0) >= 90
-    assert settle(choice, 0.95, 0.3, FLAT).count(0) <= 10

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from toy import CAPACITY, EOS, VOCAB, compile_toy, model_next, save_toy, table
 
 from specqd.errors import InputError
-from specqd.runtime.drafting import ConfidentLength, length_rule
 from specqd.runtime.levels import Round
 from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.model import Model, load
@@ -92,19 +91,23 @@ def test_plans_that_cannot_be_followed_are_refused(model: Model, plan: str, mess
         model.generate([1], 4, plan="target", draft_length=2)
 
 
-def test_the_default_plan_begins_with_the_draft_length_of_the_artifact(tmp_path: Path):
-    save_toy(tmp_path / "a", compile_toy(tmp_path), draft_length=5)
+def test_the_plan_of_the_artifact_is_followed_unless_another_is_given(tmp_path: Path):
+    save_toy(tmp_path / "a", compile_toy(tmp_path), plan="target <- suffix:4@adaptive | draft@fixed:5")
     model = load(tmp_path / "a")
-    assert str(model.plan) == "target <- draft@adaptive:5"
     rounds: list[Round] = []
     model.generate([1, 2, 3], 12, ignore_eos=True, on_round=rounds.append)
+    assert {r.below for r in rounds} <= {"suffix", "draft"}
     assert len(rounds[0].drafts) == 5
+    del rounds[:]
+    model.generate([1, 2, 3], 12, ignore_eos=True, on_round=rounds.append, draft_length=2)
+    assert {(r.below, len(r.drafts)) for r in rounds[:-1]} == {("draft", 2)}
 
 
-def test_confidence_stops_at_doubt_and_not_at_what_is_unknown():
-    rule = length_rule("confidence:0.4")
-    assert isinstance(rule, ConfidentLength)
-    assert [rule.goes_on(1, p, 0.0) for p in (0.39, 0.4, 0.9, float("nan"))] == [False, True, True, True]
+def test_the_usual_plan():
+    assert str(Plan.usual(["target"])) == "target"
+    assert str(Plan.usual(["target", "sibling", "draft"])) == (
+        "target <- suffix:4@adaptive | draft@adaptive <- suffix:3@adaptive"
+    )
 
 
 def longest_match(tokens: list[int], shortest: int, want: int) -> list[list[int]]:
@@ -141,7 +144,7 @@ def test_lookup_finds_the_longest_recurrence_also_after_retractions(
 
 
 def test_artifacts_of_one_level_decode_plainly(tmp_path: Path):
-    save_toy(tmp_path / "a", compile_toy(tmp_path), chain=("target",))
+    save_toy(tmp_path / "a", compile_toy(tmp_path), chain=("target",), plan="target")
     made = load(tmp_path / "a").generate([1, 2, 3], 20)
     assert made.tokens == expected([1, 2, 3], 20)
     assert made.stats.levels == ()

@@ -104,7 +104,7 @@ def facts(**changes: object) -> dict[str, object]:
         "capacity": CAPACITY,
         "vocab_size": VOCAB,
         "eos_token_ids": (EOS,),
-        "draft_length": 3,
+        "plan": "target <- draft@fixed:3",
         **changes,
     }
 

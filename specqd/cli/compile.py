@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from specqd.build import DEFAULT_CONTEXT, DEFAULT_DRAFT_LENGTH
+from specqd.build import DEFAULT_CONTEXT
 from specqd.cli.app import app
 from specqd.cli.progress import progress_bar
 
@@ -41,9 +41,13 @@ def compile_(
     isa: Annotated[
         str, typer.Option(metavar="NAME", help="Instruction set; native is the best this CPU has.")
     ] = "native",
-    draft_length: Annotated[
-        int, typer.Option(metavar="N", help="Tokens drafted before the target checks them.")
-    ] = DEFAULT_DRAFT_LENGTH,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="How to speculate, such as 'target <- draft@fixed:3', instead of the usual way.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the artifact that is at DIR.")] = False,
 ) -> None:
     """Compile a model into an artifact: native code, packed weights, tokenizer.
@@ -62,7 +66,7 @@ def compile_(
             pipeline=pipeline,
             context=context,
             isa=isa,
-            draft_length=draft_length,
+            plan=plan,
             force=force,
             progress=tell,
         )

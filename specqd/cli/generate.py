@@ -35,7 +35,7 @@ def generate(
     ] = True,
     draft_length: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Tokens drafted a round. (default: as compiled)", show_default=False),
+        typer.Option(metavar="N", help="Let the draft alone draft, N tokens a round.", show_default=False),
     ] = None,
     plan: Annotated[
         str | None,

@@ -53,7 +53,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("model", f"{manifest.family}, from {manifest.source or 'a module'}"),
         ("built by", f"specqd {manifest.specqd_version}"),
         ("pipeline", manifest.pipeline),
-        ("chain", " <- ".join(manifest.chain) + f", {manifest.draft_length} tokens drafted a round"),
+        ("plan", manifest.plan),
         *(
             (("entry"), f"{e}: {memory['weights_of'][e] / 1e6:.1f} MB of weights, rows {rows[e]}")
             for e in entries

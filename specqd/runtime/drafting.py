@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
+import math
 from typing import Protocol
 
 from specqd.errors import InputError
+from specqd.runtime.cost_aware import CostAwareLength
 
-__all__ = ["AdaptiveLength", "ConfidentLength", "DraftLength", "FixedLength", "length_rule"]
+__all__ = ["ConfidentLength", "DraftLength", "EntropyLength", "FixedLength", "HeuristicLength", "length_rule"]
 
-_MOST = 7  # tokens an adaptive rule asks for: a verify pass of eight rows
-_USUAL = 3
+_MOST = 15  # tokens asked for unless a rule says fewer: a verify pass of sixteen rows
 
 
 class DraftLength(Protocol):
     """Decides the draft length of each round from what earlier rounds showed."""
 
-    def choose(self) -> int:
-        """Return how many tokens to draft next; 0: let the target go on alone."""
+    def choose(self, pace: float) -> int:
+        """Return how many tokens to draft next at most; 0: let the level above go on alone.
+
+        `pace`: seconds that a token of the level above took lately, infinite if that is not known.
+        """
         ...
 
     def goes_on(self, drafted: int, probability: float, entropy: float) -> bool:
@@ -40,7 +42,7 @@ class FixedLength:
     def __init__(self, length: int) -> None:
         self._length = length
 
-    def choose(self) -> int:
+    def choose(self, pace: float) -> int:
         """Return the length."""
         return self._length
 
@@ -64,83 +66,70 @@ class ConfidentLength(FixedLength):
         return not probability < self._threshold
 
 
-class AdaptiveLength:
-    """The length with the most tokens a second by what was measured lately, 0 (no draft) included.
+class EntropyLength(FixedLength):
+    """As long as the draft's entropy promises acceptance (AdaEDL, arXiv 2410.18351).
 
-    With acceptance rate a, drafting g tokens gives E = 1 + a + ... + a^g tokens (Leviathan et al. 2023) for g
-    draft steps and one verify pass of g + 1 rows. Costs are medians of recent rounds. For a row count not seen
-    lately the least it can cost is taken, so that whatever may be better is tried, once.
+    A token is accepted with a probability of at least 1 - sqrt(0.2 H), H the entropy in nats of the draft's
+    distribution. Drafting stops when that falls below a threshold, which moves so that a share of 0.9 is accepted.
     """
 
-    _MEMORY = 0.97  # weight of a round's acceptance after each further round
-    _BETTER = 1.03  # another length must promise this much more, lest noise decide
-    _RENEW = 24  # rounds between looks at something known for long: a row count, or the draft if it is unused
+    _WANTED, _STEP, _MEMORY = 0.9, 0.01, 0.5
 
-    def __init__(self, start: int, most: int) -> None:
-        self._length = min(start, most)
-        self._most = most
-        self._agreed, self._examined = 3.0, 4.0  # begin with the belief that 3 of 4 are right
-        self._draft: deque[float] = deque(maxlen=7)
-        self._verify: dict[int, deque[float]] = {}  # by rows, the one measured longest ago first
-        self._rounds = 0
-
-    def choose(self) -> int:
-        """Return how many tokens to draft next; 0: let the target go on alone."""
-        if not self._draft:
-            return max(1, self._length)
-        renew = self._rounds % self._RENEW == self._RENEW - 1
-        if renew and self._length == 0:
-            return 1
-        if renew and len(self._verify) > 1:
-            del self._verify[next(iter(self._verify))]
-        rates = [self._rate(length) for length in range(self._most + 1)]
-        if max(rates) > self._BETTER * rates[self._length]:
-            self._length = rates.index(max(rates))
-        return self._length
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self._threshold, self._accepted = 0.4, self._WANTED
 
     def goes_on(self, drafted: int, probability: float, entropy: float) -> bool:
-        """Go on until the length is reached."""
-        return True
+        """Stop when the bound is below the threshold."""
+        return not 1 - math.sqrt(0.2 * entropy) < self._threshold
 
     def learn(self, drafted: int, agreed: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Take the outcome of a round: the first `agreed` of `drafted` tokens were right."""
-        self._rounds += 1
-        known = self._verify.pop(drafted + 1, deque(maxlen=7))
-        self._verify[drafted + 1] = known
-        known.append(verify_seconds)
+        """Ask for more certainty if fewer than wanted are accepted, for less if more are."""
         if drafted:
-            self._draft.append(draft_seconds / drafted)
-            self._agreed = self._MEMORY * self._agreed + agreed
-            self._examined = self._MEMORY * self._examined + min(agreed + 1, drafted)
+            self._accepted += (1 - self._MEMORY) * (agreed / drafted - self._accepted)
+            self._threshold += math.copysign(self._STEP, self._WANTED - self._accepted)
+            self._threshold = min(max(self._threshold, 0.0), 1.0)
 
-    def _rate(self, length: int) -> float:
-        """Tokens a second that a round of this length promises."""
-        acceptance = self._agreed / self._examined
-        tokens = sum(acceptance**i for i in range(length + 1))
-        return tokens / (length * statistics.median(self._draft) + self._pass_seconds(length + 1))
 
-    def _pass_seconds(self, rows: int) -> float:
-        """Time of a verify pass, or the least it can be: fewer rows save their share, more cost nothing."""
-        if rows in self._verify:
-            return statistics.median(self._verify[rows])
-        near = min(self._verify, key=lambda seen: abs(seen - rows))
-        return statistics.median(self._verify[near]) * min(1.0, rows / near)
+class HeuristicLength(FixedLength):
+    """Two more after a round in which all were right, else one fewer (Hugging Face's and OpenVINO's heuristic)."""
+
+    def __init__(self, start: int, most: int) -> None:
+        super().__init__(start)
+        self._most = most
+
+    def learn(self, drafted: int, agreed: int, draft_seconds: float, verify_seconds: float) -> None:
+        """Lengthen or shorten; a round cut short by the end of the text says nothing."""
+        if drafted:
+            longer = agreed == drafted == self._length
+            self._length = min(self._length + 2, self._most) if longer else max(1, self._length - 1)
 
 
 def length_rule(text: str) -> DraftLength:
-    """Make the rule that `fixed:N`, `confidence:P` (a probability), `adaptive` or `adaptive:N` (its start) names.
+    """Make the rule that a text names.
+
+    `fixed:N`; `confidence:P` (stop below the probability P); `entropy`; `heuristic:N` (its start); `adaptive`, the
+    cost-aware rule. `rule/M` asks for at most M tokens.
 
     Raises:
         InputError: it names none, or its number is out of range.
     """
-    kind, colon, number = text.partition(":")
-    if kind == "adaptive" and not colon:
-        return AdaptiveLength(_USUAL, _MOST)
-    if kind in {"adaptive", "fixed"} and number.isdecimal() and int(number) > 0:
-        return FixedLength(int(number)) if kind == "fixed" else AdaptiveLength(int(number), _MOST)
-    if kind == "confidence" and number.replace(".", "", 1).isdecimal() and 0 < float(number) < 1:
-        return ConfidentLength(float(number), _MOST)
+    rule, slash, most_text = text.partition("/")
+    kind, _, number = rule.partition(":")
+    most = int(most_text) if most_text.isdecimal() else 0 if slash else _MOST
+    count = int(number) if number.isdecimal() else 0
+    if most > 0:
+        if kind == "fixed" and count and not slash:
+            return FixedLength(count)
+        if kind == "heuristic" and count:
+            return HeuristicLength(min(count, most), most)
+        if kind == "confidence" and number.replace(".", "", 1).isdecimal() and 0 < float(number) < 1:
+            return ConfidentLength(float(number), most)
+        if rule == "entropy":
+            return EntropyLength(most)
+        if rule == "adaptive":
+            return CostAwareLength(most)
     raise InputError(
         f"there is no draft-length rule {text!r}; write fixed:N with N of 1 or more, confidence:P with P between 0 "
-        "and 1, adaptive, or adaptive:N"
+        "and 1, entropy, heuristic:N or adaptive, all but the first with /M for at most M tokens"
     )

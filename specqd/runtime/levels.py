@@ -22,6 +22,9 @@ from specqd.runtime.output import Output
 __all__ = ["Asked", "Level", "LevelStats", "Looked", "Round", "Source", "Verifier"]
 
 
+_MEMORY = 0.97  # weight of a round in the pace of a level after each further round
+
+
 @dataclass
 class LevelStats:
     """What one level did; filled in while it runs.
@@ -91,6 +94,10 @@ class Looked:
         """Propose the earlier continuation, as certainties."""
         began = time.perf_counter()
         found = self._search.propose(text, min(asked.want, asked.most))
+        for count in range(1, len(found)):
+            if not asked.goes_on(count, math.nan, math.nan):
+                del found[count:]
+                break
         self.stats.seconds += time.perf_counter() - began
         self.stats.passes += 1
         self.stats.proposed += len(found)
@@ -131,6 +138,11 @@ class Verifier:
         """Start the figures."""
         self.stats = LevelStats(self.entry)
         self._doubt = (math.nan, math.nan)
+        self._took = self._made = 0.0  # seconds and tokens of recent rounds
+
+    @property
+    def _pace(self) -> float:
+        return self._took / self._made if self._made else math.inf
 
     def keep(self, length: int) -> None:
         """Crop the cache to `length` positions, and the levels below alike."""
@@ -192,6 +204,8 @@ class Verifier:
         ends = next((i for i, one in enumerate(new) if one.token in self.stop), len(new))
         del new[ends + 1 :]
         text += [one.token for one in new]
+        self._took = _MEMORY * self._took + verified - began
+        self._made = _MEMORY * self._made + agreed + 1
         self.stats.passes += 1
         self.stats.seconds += verified - drafted
         self.keep(len(text) - 1)
@@ -203,7 +217,7 @@ class Verifier:
     def _drafts(self, text: list[int], most: int) -> tuple[Sequence[Source], list[Choice]]:
         """Ask the levels below; return who answered and what, or all of them and nothing."""
         for source in self.below:
-            want = min(source.length.choose(), most)
+            want = min(source.length.choose(self._pace), most)
             if want > 0 and (
                 found := source.level.propose(text, Asked(want, most, self.fed, source.length.goes_on))
             ):

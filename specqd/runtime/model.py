@@ -46,9 +46,7 @@ class Model:
     @cached_property
     def plan(self) -> Plan:
         """How to speculate unless the caller says otherwise."""
-        target, *drafts = self.engine.manifest.chain
-        rule = f"adaptive:{self.engine.manifest.draft_length}"
-        return Plan(target, ((Link(drafts[-1], rule=rule),),) if drafts else ())
+        return Plan.parse(self.engine.manifest.plan)
 
     def plan_of(self, speculate: bool, draft_length: int | None, plan: str | None) -> Plan:
         """Return the plan that these options of `generate` ask for.
@@ -66,9 +64,8 @@ class Model:
             return Plan.parse(plan)
         if draft_length is None or not self.plan.levels:
             return self.plan
-        first, *rest = self.plan.levels
-        fixed = tuple(replace(link, rule=f"fixed:{draft_length}") for link in first)
-        return Plan(self.plan.target, (fixed, *rest))
+        compiled = [link for link in self.plan.levels[0] if not link.searches] or self.plan.levels[0]
+        return Plan(self.plan.target, ((replace(compiled[-1], rule=f"fixed:{draft_length}"),),))
 
     @cached_property
     def text(self) -> Text:
@@ -108,9 +105,9 @@ class Model:
         """Continue a prompt greedily; `on_text` is called with each new piece of text.
 
         The tokens are the same whatever `speculate`, `draft_length` and `plan` say. `plan` names the levels and
-        their draft lengths (see specqd.runtime.plan), instead of the artifact's own; `draft_length` makes that of
-        its first level fixed. `on_round` is told of each verification. A prompt of token ids needs no tokenizer;
-        its generation then has text only if there is one.
+        their draft lengths (see specqd.runtime.plan), instead of the artifact's own plan; `draft_length` lets the
+        first compiled level of that draft alone, so many tokens a round. `on_round` is told of each verification.
+        A prompt of token ids needs no tokenizer; its generation then has text only if there is one.
 
         Raises:
             InputError: the prompt is empty, does not fit the cache, or is refused by the chat template; or the

@@ -1,6 +1,6 @@
 """The plan of a speculation: which levels draft for which, and how many tokens, as text that round-trips.
 
-    target <- suffix:8@fixed:12 | draft@adaptive <- suffix:2@fixed:4
+    target <- suffix:4@adaptive | draft@adaptive <- suffix:3@fixed:4
 
 Read from the left, each level is drafted for by the next. `a | b` asks `b` only when `a` proposes nothing; levels
 further right draft for the last compiled alternative. A level is an entry of the artifact, or `suffix:N`, which
@@ -11,7 +11,7 @@ looks the text up for where its last N tokens or more occurred before. `@rule` s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from specqd.errors import InputError
@@ -23,7 +23,7 @@ from specqd.runtime.lookup import SuffixLookup
 
 __all__ = ["Link", "Plan"]
 
-_LINK = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<least>\d+))?(?:@(?P<rule>[a-z-]+(?::[\d.]+)?))?")
+_LINK = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<least>\d+))?(?:@(?P<rule>[a-z]+(?::[\d.]+)?(?:/\d+)?))?")
 _SEARCH = "suffix"
 _USUAL = 3  # tokens that must recur, unless the plan says otherwise
 
@@ -67,6 +67,14 @@ class Plan:
                 f"in the plan {text!r} a level drafts for a search, which needs no draft; put it last"
             )
         return plan
+
+    @classmethod
+    def usual(cls, chain: Sequence[str]) -> Plan:
+        """Return what serves most texts: look them up, else ask the last draft, which may look them up too."""
+        target, *drafts = chain
+        if not drafts:
+            return cls(target)
+        return cls(target, ((Link(_SEARCH, 4), Link(drafts[-1])), (Link(_SEARCH, 3),)))
 
     def __str__(self) -> str:
         """Give the text that `parse` reads."""
