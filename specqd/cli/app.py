@@ -15,7 +15,6 @@ app = typer.Typer(
     "Start with `specqd demo`, or compile a model of yours and ask it something:\n\n"
     "  specqd compile ./my-model -o my-model.specqd\n\n"
     "  specqd generate my-model.specqd -p 'Why is the sky blue?'",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
