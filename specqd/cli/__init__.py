@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str]) -> int:
     # Of its errors of usage typer has a public name for this kind alone.
     usage_error = cast(type[Exception], typer.BadParameter.__base__)
     try:
-        return app(args=list(arguments) or ["--help"], standalone_mode=False) or 0
+        return app(args=list(arguments) or ["--help"], prog_name="specqd", standalone_mode=False) or 0
     except typer.Abort:
         return 130
     except usage_error as error:
