@@ -13,6 +13,7 @@ from specqd.errors import CaptureError
 __all__ = ["check_folder", "check_tokenizer", "find", "tokenizer_files"]
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_INDEX = "model.safetensors.index.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -48,6 +49,8 @@ def _download(name: str) -> Path:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CaptureError(f"{name} is neither a local folder nor a model of the Hugging Face hub") from error
+    except errors.HFValidationError as error:
+        raise CaptureError(f"{name} is neither a local folder nor the id of a hub model; check it") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError, ValueError) as error:
         raise CaptureError(
             f"{name} is not a local folder, not in the Hugging Face cache, and the hub cannot be reached "
@@ -59,8 +62,12 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """Return config.json of a folder whose family and weights can be used; raises CaptureError otherwise."""
     config = _read_json(folder / "config.json", "a Hugging Face model folder needs one")
     _check_family(config, folder)
-    for shard in _weight_files(folder):
-        _check_shard(shard)
+    held = _held(_weight_files(folder))
+    for tensor, shard in _promised(folder).items():
+        if tensor not in held.get(shard, ()):
+            raise CaptureError(
+                f"{folder / _INDEX} says that {shard} holds {tensor}, and it does not; fetch both again"
+            )
     return config
 
 
@@ -81,7 +88,7 @@ def _check_family(config: dict[str, Any], folder: Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     family = config.get("model_type")
-    if not family:
+    if not isinstance(family, str) or not family:
         raise CaptureError(f"{folder / 'config.json'} names no model_type, so the architecture is unknown")
     if family not in CONFIG_MAPPING_NAMES:
         remote = " (it brings its own code, which specqd does not run)" if "auto_map" in config else ""
@@ -94,7 +101,8 @@ def _check_family(config: dict[str, Any], folder: Path) -> None:
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise CaptureError(f"{folder} holds a {family} model, which is no causal language model")
     if "quantization_config" in config:
-        method = (config["quantization_config"] or {}).get("quant_method", "unknown")
+        settings = config["quantization_config"]
+        method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else settings
         raise CaptureError(
             f"{folder} holds weights already quantised ({method}); give the original BF16 checkpoint, "
             "which specqd quantises itself"
@@ -102,7 +110,7 @@ def _check_family(config: dict[str, Any], folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    index, single = folder / _INDEX, folder / "model.safetensors"
     if single.is_file():
         return [single]
     if not index.is_file():
@@ -111,24 +119,42 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} has no model.safetensors nor model.safetensors.index.json"
             + ("; specqd reads no pickled weights: save the model again as safetensors" if pickled else "")
         )
-    shards = _read_json(index, "").get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise CaptureError(f"{index} has no weight_map saying which shard holds which tensor; fetch it again")
-    paths = [folder / name for name in sorted(set(shards.values()))]
+    paths = [folder / name for name in sorted(set(_promised(folder).values()))]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise CaptureError(f"{folder} lacks {', '.join(missing)}, listed in {index.name}; fetch it again")
     return paths
 
 
-def _check_shard(path: Path) -> None:
+def _promised(folder: Path) -> dict[str, str]:
+    """Return which shard holds which tensor, as the index says; nothing for weights in one file."""
+    if (folder / "model.safetensors").is_file():
+        return {}
+    shards = _read_json(folder / _INDEX, "").get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CaptureError(
+            f"{folder / _INDEX} has no weight_map saying which shard holds which tensor; fetch it again"
+        )
+    strange = [name for name in shards.values() if not isinstance(name, str) or Path(name).name != name]
+    if strange:
+        raise CaptureError(
+            f"{folder / _INDEX} names the shard {strange[0]!r}, which is no file beside it; fetch it again"
+        )
+    return shards
+
+
+def _held(paths: list[Path]) -> dict[str, frozenset[str]]:
+    """Return the names of the tensors in each file, having checked that none of these is damaged or cut off."""
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="pt") as shard:
-            shard.keys()
-    except (SafetensorError, OSError) as error:
-        raise CaptureError(f"{path} is cut off or damaged ({error}); fetch it again") from error
+    held = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as shard:
+                held[path.name] = frozenset(shard.keys())
+        except (SafetensorError, OSError) as error:
+            raise CaptureError(f"{path} is cut off or damaged ({error}); fetch it again") from error
+    return held
 
 
 def tokenizer_files(folder: Path | None) -> tuple[str, ...]:
@@ -139,7 +165,9 @@ def tokenizer_files(folder: Path | None) -> tuple[str, ...]:
 
 
 def check_tokenizer(files: Iterable[str], vocab_size: int) -> None:
-    """Refuse a tokenizer that can give tokens the model has no embedding for."""
+    """Refuse damaged files, and a tokenizer that can give tokens the model has no embedding for."""
+    for file in (Path(f) for f in files if f.endswith(("_config.json", "_map.json"))):
+        _check_ending(_read_json(file, ""), file)
     path = next((f for f in files if Path(f).name == "tokenizer.json"), None)
     if path is None:
         return
@@ -154,4 +182,12 @@ def check_tokenizer(files: Iterable[str], vocab_size: int) -> None:
         raise CaptureError(
             f"the tokenizer {path} does not belong to the model: its token {token!r} has id {last}, but the "
             f"model embeds {vocab_size} tokens only"
+        )
+
+
+def _check_ending(settings: dict[str, Any], path: Path) -> None:
+    value = settings.get("eos_token_id")
+    if not all(isinstance(token, int) for token in (value if isinstance(value, list) else [value or 0])):
+        raise CaptureError(
+            f"{path} has the eos_token_id {value!r}, which is no token's number; fetch it again"
         )

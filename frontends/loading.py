@@ -135,4 +135,9 @@ def _refresh_buffers(model: PreTrainedModel) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, KeyError):
+        return f"it does not know {error}, which config.json asks for"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A line that ends so is the heading of the one that says what is wrong.
+    told = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
+    return " ".join(told) or type(error).__name__

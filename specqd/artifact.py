@@ -97,7 +97,9 @@ def save(
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        need = sum(array.nbytes for array in compiled.weights.values()) / 1e6
+        code = compiled.library
+        size = len(code) if isinstance(code, bytes) else code.stat().st_size
+        need = (size + sum(array.nbytes for array in compiled.weights.values())) / 1e6
         raise ArtifactError(
             f"the disk that holds {target} is full: the artifact needs about {need:.0f} MB; nothing was kept"
         ) from error
@@ -162,7 +164,7 @@ def _digest(fields: Mapping[str, Any]) -> str:
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"{directory} is no artifact: it has no {MANIFEST}; `specqd compile` makes one")
+        raise ArtifactError(f"{directory} is no artifact: {_lack(directory)}; `specqd compile` makes one")
     try:
         fields = json.loads(path.read_text("utf-8"))
         found = fields["schema_version"]
@@ -178,6 +180,12 @@ def _read_manifest(directory: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ArtifactError(f"{path} is not valid at {where} ({first['msg']}): {_BUILD_AGAIN}") from error
+
+
+def _lack(directory: Path) -> str:
+    if not directory.exists():
+        return "there is no such folder"
+    return f"it has no {MANIFEST}" if directory.is_dir() else "it is not a folder"
 
 
 def _check(path: Path, record: FileRecord, verify: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,6 @@ def _compile(
     from specqd.codegen.library import build
     from specqd.passes import Pipeline
     from specqd.passes.speculate.join import join
-    from specqd.verified import cache_directory
 
     instructions = named(isa, cpu_features())
     steps = None if pipeline is None else Pipeline.parse(pipeline)
@@ -118,7 +118,7 @@ def _compile(
         tell("rewriting the graph", min(done, len(steps.steps)), len(steps.steps))
 
     program = steps(program, watch)
-    compiled = build(program, instructions, progress=tell, cache=cache_directory() / "lib")
+    compiled = build(program, instructions, progress=tell, cache=_library_cache())
     written, total = 0, sum(_distinct_weights(compiled.functions).values())
 
     def wrote(count: int) -> None:
@@ -135,6 +135,18 @@ def _compile(
         force=force,
         progress=wrote,
     )
+
+
+def _library_cache() -> Path | None:
+    """Return where compiled libraries are kept; None where nothing can be, which only costs time."""
+    from specqd.verified import cache_directory
+
+    folder = cache_directory() / "lib"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def _captured(source: Any) -> Program:

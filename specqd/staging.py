@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ from specqd.errors import InputError
 __all__ = ["clean_abandoned", "demand_free", "staged_directory"]
 
 _MARK = ".specqd-part-"
+_LONGEST = 255 - len(f".{_MARK}01234567-old")  # bytes of a name that leave room for those of its parts
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h
 
@@ -30,28 +32,41 @@ def staged_directory(target: Path, *, replaceable: Callable[[Path], bool] | None
     is complete and on disk; it is replaced only if it is empty or `replaceable(target)`.
 
     Raises:
-        InputError: `target` exists and may not be replaced, or its parent is no directory.
+        InputError: as `demand_free` says.
     """
     target = target.resolve()
     demand_free(target, replaceable)
+    with _parents(target):
+        clean_abandoned(target)
+        part, lock = _new_part(target)
+        try:
+            yield part
+            _sync_tree(part)
+            demand_free(target, replaceable)
+            _move_into_place(part, target)
+        finally:
+            os.close(lock)
+            # After an exchange, `part` names what `target` was before.
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _parents(target: Path) -> Iterator[None]:
+    """Make the folders above `target` that are missing, and remove them if nothing comes into them."""
+    missing = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    clean_abandoned(target)
-    part, lock = _new_part(target)
     try:
-        yield part
-        _sync_tree(part)
-        demand_free(target, replaceable)
-        _move_into_place(part, target)
+        yield
     finally:
-        os.close(lock)
-        # After an exchange, `part` names what `target` was before.
-        shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
 
 
 def clean_abandoned(target: Path) -> None:
     """Remove what killed processes left beside `target`; a part whose maker lives is locked and stays."""
     target = target.resolve()
-    for part in target.parent.glob(f".{target.name}{_MARK}*"):
+    for part in target.parent.glob(f".{glob.escape(target.name)}{_MARK}*"):
         with contextlib.suppress(OSError):
             lock = _lock(part)
             try:
@@ -61,13 +76,32 @@ def clean_abandoned(target: Path) -> None:
 
 
 def demand_free(target: Path, replaceable: Callable[[Path], bool] | None = None) -> None:
-    """Check that a staged directory may become `target`, before work is spent on it; raises InputError."""
+    """Check that a staged directory may become `target`, before work is spent on it.
+
+    Raises:
+        InputError: `target` exists and may not be replaced, or cannot be made where it is.
+    """
+    _demand_place(target.resolve())
     if not os.path.lexists(target):
         return
     if not target.is_dir():
         raise InputError(f"{target} exists and is not a directory: choose another output directory")
     if any(target.iterdir()) and not (replaceable and replaceable(target)):
         raise InputError(f"{target} exists and is not empty: remove it or choose another output directory")
+
+
+def _demand_place(target: Path) -> None:
+    if len(os.fsencode(target.name)) > _LONGEST:
+        raise InputError(f"the name of the output directory is longer than {_LONGEST} bytes: shorten it")
+    if os.path.ismount(target):
+        raise InputError(f"{target} is a mount point, which cannot be replaced: give a folder inside it")
+    parent = next(folder for folder in target.parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise InputError(f"{parent} is not a directory, so that {target} cannot be made: choose another")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{parent} cannot be written to, so that {target} cannot be made: choose another output directory"
+        )
 
 
 def _lock(directory: Path) -> int:
@@ -86,7 +120,7 @@ def _new_part(target: Path) -> tuple[Path, int]:
         part = target.parent / f".{target.name}{_MARK}{secrets.token_hex(4)}"
         part.mkdir()
         # Another build may take the unlocked directory for an abandoned one and remove it: then try again.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
             lock = _lock(part)
             if part.is_dir():
                 return part, lock

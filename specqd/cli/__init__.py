@@ -2,32 +2,97 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, cast
 
+from specqd.cli.faults import sentence
 from specqd.errors import SpecqdError
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 wrong usage or an error the user can mend, 130 interrupted."""
+    """Run a command and exit.
+
+    The exit code is 0 when done, 2 for wrong usage or an error that the user can mend, 130 and 143 after SIGINT and
+    SIGTERM, which remove what was half made, and 1, without a word, when nobody reads the output any more.
+    """
+    if sys.stdout is None:  # the shell closed it
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    with _noted_signals() as received:
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+            # What is still buffered would otherwise fail where nothing can be said about it.
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+        except BrokenPipeError:
+            code = 1
+        except Exception as error:
+            said = sentence(error)
+            if received:
+                code = 128 + received[0]
+            elif said is None:
+                raise
+            else:
+                code = 2
+                print(f"error: {' '.join(said.split())}", file=sys.stderr)
+    _end_output()
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Return the exit code of a command; raises what the command raises, wrong usage as SpecqdError."""
+    import typer
+
+    from specqd.cli import bench, compile, demo, explain, fetch, generate, inspect, passes  # noqa: F401
+    from specqd.cli.app import app
+
+    # Of its errors of usage typer has a public name for this kind alone.
+    usage_error = cast(type[Exception], typer.BadParameter.__base__)
     try:
-        from specqd.cli import bench, compile, demo, explain, fetch, generate, inspect, passes  # noqa: F401
-        from specqd.cli.app import app
-
-        app(args=arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SpecqdError as error:
-        _fail(str(error))
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        _fail(f"no space left on the disk of {error.filename or 'a temporary file'}: make room and try again")
+        return app(args=list(arguments) or ["--help"], prog_name="specqd", standalone_mode=False) or 0
+    except typer.Abort:
+        return 130
+    except usage_error as error:
+        what = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        command = error.ctx.command_path if error.ctx else "specqd"  # type: ignore[attr-defined]
+        raise SpecqdError(f"{what[:1].lower()}{what[1:]}; see `{command} --help`") from error
 
 
-def _fail(sentence: str) -> None:
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    sys.exit(2)
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Let SIGINT and SIGTERM unwind the stack, so that cleaning up is done, and yield the list of those that came.
+
+    The exceptions alone would not do: TVM makes errors of its own from those that pass through it.
+    """
+    received: list[int] = []
+
+    def note(number: int, _: object) -> NoReturn:
+        received.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_output() -> None:
+    """Write out what is buffered, or drop it where that fails: Python would try again at exit, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)

@@ -72,5 +72,7 @@ def compile_(
         )
     size = sum(record.size for record in manifest.files.values()) / 1e6
     print(f"compiled {output} for {manifest.isa}: {size:.0f} MB in {time.perf_counter() - began:.0f} s")
+    if "tokenizer.json" not in manifest.files:
+        print("the model has no tokenizer.json: only Python, with token ids, can prompt the artifact")
     if manifest.refusals:
         print(f"{len(manifest.refusals)} rewrites were refused; `specqd inspect {output}` says which and why")

@@ -26,7 +26,7 @@ def explain(
 ) -> None:
     """Say for every node what each pass did with it, or why it refused.
 
-    Example: specqd explain ./my-model "insert-kv-cache, derive-draft, draft: cast-mxfp4"
+    Example: specqd explain ./my-model "derive-draft, draft: cast-mxfp4"
     """
     import specqd
 

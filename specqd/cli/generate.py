@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from specqd.cli.app import ArtifactDir, Threads, app
+from specqd.errors import InputError
 from specqd.runtime.generate import Stats
 
 __all__ = ["generate"]
@@ -56,7 +57,7 @@ def generate(
     """
     from specqd.runtime.model import load
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _text(prompt)
     model = load(directory, threads)
     interrupted = False
 
@@ -86,6 +87,23 @@ def generate(
         print(_summary(model.last, model.engine.threads), file=sys.stderr)
     if interrupted:
         raise typer.Exit(130)
+
+
+def _text(prompt: str) -> str:
+    """Return what to ask; raises InputError where there is nothing, or bytes that are no text."""
+    source = "standard input" if prompt == "-" else "the prompt"
+    if prompt == "-" and sys.stdin is None:
+        raise InputError("standard input is closed: pipe a prompt into it, or give one with `-p TEXT`")
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode()  # Python keeps bytes of an argument that are no text as lone surrogates
+    except UnicodeError as error:
+        raise InputError(
+            f"{source} holds bytes that are not UTF-8: convert it, for example with `iconv -t UTF-8`"
+        ) from error
+    if not text:
+        raise InputError(f"{source} is empty: give at least one character")
+    return text
 
 
 def _summary(stats: Stats, threads: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from specqd.errors import ArtifactError
+from specqd.errors import ArtifactError, InputError
 from specqd.weightfile import ALIGNMENT
 
 __all__ = ["aligned", "load_functions", "set_threads", "tensor"]
@@ -29,8 +29,15 @@ def load_functions(library: Path, threads: int) -> Callable[[str], Callable[...,
     `threads` is the most that the thread pool can use; the first call in a process settles it.
 
     Raises:
+        InputError: this machine has fewer CPUs than `threads`: threads that wait for each other at barriers
+            while they share a CPU are slower than one by orders of magnitude.
         ArtifactError: the library cannot be loaded, or (when looking up) lacks the symbol.
     """
+    cpus = os.cpu_count() or threads
+    if threads > cpus:
+        raise InputError(
+            f"cannot run on {threads} threads: this machine has {cpus} CPUs; ask for at most those"
+        )
     # Threads that are pinned to cores cannot get out of the way of other processes.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))
@@ -66,8 +73,18 @@ def tensor(array: Any) -> Any:
 
 
 def aligned(nbytes: int) -> np.ndarray:
-    """Return zeroed bytes that start at a page; a page takes memory when it is first written."""
-    memory = mmap.mmap(-1, max(nbytes, 1))
+    """Return zeroed bytes that start at a page; a page takes memory when it is first written.
+
+    Raises:
+        ArtifactError: the system does not give that much memory.
+    """
+    try:
+        memory = mmap.mmap(-1, max(nbytes, 1))
+    except (OSError, OverflowError) as error:
+        raise ArtifactError(
+            f"the system does not give the {nbytes / 1e6:.0f} MB of memory that a buffer of the artifact takes: "
+            "end what else runs, or compile with a smaller `--context`"
+        ) from error
     # In huge pages a cache would take all its memory at once: its first slots are far apart.
     with contextlib.suppress(OSError, AttributeError):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
