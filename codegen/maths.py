@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from specqd.codegen.tir import f32, i32, intrinsic, tirx
+from specqd.codegen.tir import bind, f32, i32, intrinsic, tirx
 
 __all__ = [
     "add", "erf", "exp", "expm1", "fma", "gelu", "gelu_tanh", "log", "log1p", "mish", "sigmoid", "silu", "softplus",
@@ -69,9 +69,11 @@ def _polynomial(x: Any, coefficients: list[float]) -> Any:
 
 
 def _once(value: Any, body: Callable[[Any], Any]) -> Any:
-    """`body(value)` with the value computed once: expressions are trees, and would repeat it wherever it is read."""
-    var = tirx.Var("once", "float32")
-    return tirx.Let(var, value, body(var))
+    """`body(value)` with the value computed once: expressions are trees, and would repeat it wherever it is read.
+
+    It is bound by a statement, so an expression of these functions belongs where it is made.
+    """
+    return body(bind(value))
 
 
 def exp(x: Any) -> Any:
@@ -113,7 +115,8 @@ def _log(x: Any) -> Any:
 
 def log1p(x: Any) -> Any:
     """`log(1 + x)`, with what rounding `1 + x` lost put back."""
-    return _once(x, lambda x: _once(x + f32(1.0), lambda whole: _log1p(x, whole)))
+    # As an fma, because TVM would simplify `(x + 1) - 1` to `x`.
+    return _once(x, lambda x: _once(fma(x, f32(1.0), f32(1.0)), lambda whole: _log1p(x, whole)))
 
 
 def _log1p(x: Any, whole: Any) -> Any:
