@@ -117,6 +117,8 @@ class _Copier:
             return self._call(node, aten.to.dtype, (args[0], node.meta["val"].dtype), {})
         if packet is aten.embedding:
             return self._call(node, op, args[:2], {})  # the rest only concerns gradients
+        if packet is aten.index and _looks_up(args):
+            return self._call(node, aten.embedding.default, (args[0], args[1][0]), {})
         if packet in _RESHAPES:
             return self._call(node, aten.reshape.default, args[:2], {})
         if op._schema.is_mutable:
@@ -135,6 +137,13 @@ class _Copier:
 
     def _literal(self, value: Any) -> Any:
         return self.scalars.get(str(value.target), value) if isinstance(value, fx.Node) else value
+
+
+def _looks_up(args: tuple[Any, ...]) -> bool:
+    """Say whether an `index` takes rows of a weight matrix, as an embedding does."""
+    table, index = args[:2]
+    matrix = isinstance(table, fx.Node) and table.op == "get_attr" and table.meta["val"].dim() == 2
+    return matrix and len(index) == 1 and index[0].meta["val"].dtype == torch.int64
 
 
 def _changes_nothing(node: fx.Node, packet: Any) -> bool:

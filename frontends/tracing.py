@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from specqd.errors import CaptureError, SpecqdError
 
 from .adapting import as_float32, attention_module, frozen_rope, through_the_interface
+from .attention import CausalMask
 from .independence import check_rows_independent
 from .normalise import normalise, place
 
@@ -88,20 +89,33 @@ def _export(model: PreTrainedModel, limit: int) -> ExportedProgram:
         raise
     except Exception as error:
         kind = type(model).__name__
-        raise CaptureError(f"{kind} cannot be turned into one graph: {_reason(error)}") from error
+        raise CaptureError(f"{kind} cannot be turned into one graph: {_reason(error, model)}") from error
     if changed := list(exported.graph_signature.buffers_to_mutate.values()):
         raise CaptureError(f"{type(model).__name__} changes its buffer {changed[0]} when it runs")
     return exported
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Constraints violated"):
+def _reason(error: Exception, model: PreTrainedModel) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    if lines[0].startswith("Constraints violated"):
         return "its code depends on the number of tokens, as recurrences and chunked attention do"
     stack = traceback.extract_tb(error.__traceback__)
     frames = [f for f in stack if "transformers" in Path(f.filename).parts]
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line}" if frames else ""
-    return f"{type(error).__name__}{where}: {lines[0] if lines else 'no message'}"
+    if CausalMask.__name__ in lines[0]:
+        return (
+            f"{_failing_module(error, model)} reads the attention mask itself{where}; specqd compiles models that "
+            "only hand it on to transformers' attention interface"
+        )
+    return f"{type(error).__name__}{where}: {lines[0]}"
+
+
+def _failing_module(error: Exception, model: PreTrainedModel) -> str:
+    """Name the innermost module of the model in whose code an error was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inner = next((m for m in reversed(owners) if id(m) in names), model)
+    return f"{names[id(inner)] or 'the model'} ({type(inner).__name__})"
 
 
 def _check_attention(graph: fx.Graph, model: PreTrainedModel) -> None:

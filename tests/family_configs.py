@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-__all__ = ["FAMILIES", "LAYER_WINDOWS", "MIXTURES", "POSITIONS", "VOCAB", "WINDOW", "random_model"]
+__all__ = ["FAMILIES", "FURTHER", "LAYER_WINDOWS", "MIXTURES", "POSITIONS", "VOCAB", "WINDOW", "random_model"]
 
 VOCAB = 97
 WINDOW = 5
@@ -23,6 +23,13 @@ _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
+}
+_SCALED_BY_POSITION = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 8,
+    "llama_4_scaling_beta": 0.5,
 }
 _ALTERNATING = ["sliding_attention", "full_attention"] * 2
 _WIDE_HEADS = {"head_dim": 12}  # 6 heads x 12 channels on 48: the attention is wider than the stream
@@ -56,6 +63,32 @@ def _gpt2() -> PretrainedConfig:
         n_inner=56,
         n_positions=POSITIONS,
         scale_attn_by_inverse_layer_idx=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def _bigcode() -> PretrainedConfig:
+    return transformers.GPTBigCodeConfig(
+        vocab_size=VOCAB,
+        n_embd=48,
+        n_layer=3,
+        n_head=6,
+        n_inner=56,
+        n_positions=POSITIONS,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def _ctrl() -> PretrainedConfig:
+    return transformers.CTRLConfig(
+        vocab_size=VOCAB,
+        n_embd=48,
+        n_layer=3,
+        n_head=6,
+        dff=56,
+        n_positions=POSITIONS,
         bos_token_id=1,
         eos_token_id=2,
     )
@@ -131,6 +164,33 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
 }
 """Family name (`model_type`) to a function that makes its tiny configuration."""
 
+FURTHER: dict[str, Callable[[], PretrainedConfig]] = {
+    "apertus": _of("Apertus"),
+    "arcee": _of("Arcee", **_WIDE_HEADS),
+    "biogpt": _of("BioGpt", num_key_value_heads=None),
+    "ctrl": _ctrl,
+    "ernie4_5": _of("Ernie4_5", **_WIDE_HEADS, use_bias=True),
+    "exaone4": _of("Exaone4", num_hidden_layers=4, sliding_window=WINDOW, layer_types=_ALTERNATING),
+    "glm4": _of("Glm4", head_dim=8, rope_parameters=_PARTIAL),
+    "gpt_bigcode": _bigcode,
+    "helium": _of("Helium", head_dim=8),
+    "hunyuan_v1_dense": _of("HunYuanDenseV1", **_WIDE_HEADS),
+    "ministral3": _of("Ministral3", **_WIDE_HEADS, rope_parameters=_SCALED_BY_POSITION),
+    "nemotron": _of("Nemotron", rope_parameters=_PARTIAL),
+    "olmo3": _of("Olmo3", num_hidden_layers=4, sliding_window=WINDOW, layer_types=_ALTERNATING),
+    "seed_oss": _of("SeedOss", **_WIDE_HEADS),
+    "youtu": _of(
+        "Youtu",
+        num_key_value_heads=6,
+        q_lora_rank=24,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=10,
+    ),
+}
+"""Families, all dense, that are captured in every run of the tests, and put through passes in few of them."""
+
 LAYER_WINDOWS: dict[str, list[int]] = {
     "qwen2": [0, 0, WINDOW, WINDOW],
     "mistral": [WINDOW] * 3,
@@ -139,6 +199,8 @@ LAYER_WINDOWS: dict[str, list[int]] = {
     "phi3": [WINDOW] * 3,
     "cohere2": [WINDOW, 0, WINDOW, 0],
     "starcoder2": [WINDOW] * 3,
+    "exaone4": [WINDOW, 0, WINDOW, 0],
+    "olmo3": [WINDOW, 0, WINDOW, 0],
     "mixtral": [WINDOW] * 3,
     "gpt_oss": [WINDOW, 0, WINDOW, 0],
 }

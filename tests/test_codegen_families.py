@@ -19,7 +19,7 @@ from compiled import (
     threads,
     with_bf16_activations,
 )
-from family_configs import FAMILIES, MIXTURES, random_model
+from family_configs import FAMILIES, FURTHER, MIXTURES, random_model
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -33,16 +33,21 @@ from specqd.reference import run
 
 ops = torch.ops.specqd
 LENGTH = 24
-DENSE = [name for name in FAMILIES if name not in MIXTURES]
+DENSE = [name for name in FAMILIES | FURTHER if name not in MIXTURES]
 
 
+#: the further families compiled in the default run: a table of positions; keys and values written in halves
+SPECIAL = ("ctrl", "youtu")
+COMPILED = [
+    pytest.param(name, marks=EXTENDED) if name in FURTHER and name not in SPECIAL else name for name in DENSE
+]
 #: families whose rows are grouped in the default run too: blocks side by side, LayerNorms, learned positions
 GROUPED = ("phi", "cohere", "gpt2")
 
 
 def config(family: str) -> PretrainedConfig:
     """The family's tiny configuration, with a stream of 96 channels: blocks of 32 are what MXFP4 casts."""
-    made = FAMILIES[family]()
+    made = (FAMILIES | FURTHER)[family]()
     setattr(made, "n_embd" if family == "gpt2" else "hidden_size", 96)
     if getattr(made, "head_dim", None) == 48 // 6:
         made.head_dim = 96 // 6
@@ -67,7 +72,7 @@ class Family:
         return self.compiled.program
 
 
-@pytest.fixture(scope="module", params=DENSE)
+@pytest.fixture(scope="module", params=COMPILED)
 def family(request: pytest.FixtureRequest) -> Iterator[Family]:
     name = request.param
     model = random_model(config(name))

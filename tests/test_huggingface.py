@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from family_configs import FAMILIES, LAYER_WINDOWS, POSITIONS, VOCAB, random_model
+from family_configs import FAMILIES, FURTHER, LAYER_WINDOWS, POSITIONS, VOCAB, random_model
 from torch import fx
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -19,6 +19,7 @@ from specqd.program import Program
 from specqd.reference import run
 
 aten = torch.ops.aten
+EVERY = FAMILIES | FURTHER
 ATTENTION = torch.ops.specqd.causal_attention.default
 
 # Dense families agree to the last bit. Experts are summed in another order, which costs a few 1e-6.
@@ -32,7 +33,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Captured:
     @cache
     def of(family: str) -> tuple[Path, Program, PreTrainedModel]:
         folder = tmp_path_factory.mktemp(family)
-        random_model(FAMILIES[family]()).save_pretrained(folder)
+        random_model(EVERY[family]()).save_pretrained(folder)
         return folder, capture(folder), eager(folder)
 
     return of
@@ -57,7 +58,7 @@ def attention(program: Program) -> list[fx.Node]:
 
 
 @pytest.mark.parametrize("length", [1, 5, 17])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_logits_are_those_of_transformers(
     family: str, length: int, captured: Captured, rng: torch.Generator
 ) -> None:
@@ -68,7 +69,7 @@ def test_logits_are_those_of_transformers(
     assert_close(run(program, program.target, ids), wanted, **TOLERANCE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_positions_are_taken_from_the_input(family: str, captured: Captured, rng: torch.Generator) -> None:
     _, program, model = captured(family)
     ids = tokens(rng, 6)
@@ -76,12 +77,12 @@ def test_positions_are_taken_from_the_input(family: str, captured: Captured, rng
     assert_close(got, logits(model, ids, start=20), **TOLERANCE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_every_layer_attends_once_with_the_window_of_its_configuration(
     family: str, captured: Captured
 ) -> None:
     program = captured(family)[1]
-    layers = FAMILIES[family]().num_hidden_layers
+    layers = EVERY[family]().num_hidden_layers
     assert [node.args[4] for node in attention(program)] == list(range(layers))
     assert [node.args[5] for node in attention(program)] == LAYER_WINDOWS.get(family, [0] * layers)
     assert {node.args[6] for node in attention(program)} == {2.0 if family == "gemma2" else 0.0}
@@ -106,10 +107,10 @@ def test_windows_soft_caps_and_sinks_show_in_the_logits(
     assert (run(changed, changed.target, ids) - logits(model, ids)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_graphs_follow_the_convention(family: str, captured: Captured) -> None:
     _, program, model = captured(family)
-    graph, stored = program.target.graph, dict(model.state_dict())
+    graph, stored = program.target.graph, dict(model.named_parameters(remove_duplicate=False))
     assert [n.target for n in graph.nodes if n.op == "placeholder"] == ["tokens", "positions"]
     assert graph.output_node().args[0].meta["val"].dtype == torch.float32
     assert program.model.vocab_size == graph.output_node().args[0].meta["val"].shape[-1] == VOCAB

@@ -202,7 +202,8 @@ def test_families_that_compute_attention_themselves(
                                    num_local_experts=2, attention_chunk_size=4),
      "it depends on more than positions, as chunks"),
     (transformers.DiffLlamaConfig(**SMALL, num_key_value_heads=2), "layer 0 attends twice"),
-    (transformers.DogeConfig(**SMALL, num_key_value_heads=2), "AttributeError at modeling_doge.py"),
+    (transformers.DogeConfig(**SMALL, num_key_value_heads=2),
+     "model.layers.0.self_attn (DogeAttention) reads the attention mask itself at modeling_doge.py"),
 ], ids=lambda value: value.model_type if isinstance(value, PretrainedConfig) else "")  # fmt: skip
 def test_decoders_that_a_cache_of_keys_and_values_cannot_continue(config: PretrainedConfig, why: str) -> None:
     assert why in refusal(random_model(config))

@@ -24,6 +24,11 @@ _erf, _erfc = (np.vectorize(f, otypes=[np.float64]) for f in (math.erf, math.erf
 
 ORACLES: dict[str, Oracle] = {
     "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+    "softplus": lambda x: np.where(x > 20, x, np.log1p(np.exp(x))),
+    "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
     "tanh": np.tanh,
     "erf": _erf,
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
@@ -45,6 +50,13 @@ def _through_exp(x: np.ndarray, y: np.ndarray, fused: bool) -> np.ndarray:
 #: largest error allowed at (x, the exact value, whether the instruction set fuses multiply and add)
 BOUNDS: dict[str, Bound] = {
     "exp": lambda x, y, fused: _through_exp(x, y, fused) + 1.3e-38,
+    "expm1": lambda x, y, fused: (
+        _through_exp(x, np.maximum(np.abs(y), 1), fused) * (np.abs(x) >= 0.5) + 2 * _ulp(y)
+    ),
+    "log": lambda x, y, fused: 2 * _ulp(y),
+    "log1p": lambda x, y, fused: 3 * _ulp(y),
+    "softplus": lambda x, y, fused: _through_exp(np.minimum(x, 0), y, fused) + 1.3e-38,
+    "mish": lambda x, y, fused: _through_exp(np.minimum(x, 0), y, fused) + 2 * _ulp(y) + 2e-36,
     "tanh": lambda x, y, fused: 16 * _ulp(y),
     "erf": lambda x, y, fused: np.full_like(x, 5e-7),
     "sigmoid": lambda x, y, fused: _through_exp(np.minimum(x, 0), y, fused) + 1.3e-38,
@@ -127,7 +139,7 @@ def test_errors_are_within_the_bounds(name: str, functions: Functions) -> None:
     with np.errstate(all="ignore"):
         exact = ORACLES[name](wide)
         # Beyond 88.37 a result overflows a little early; that is the next test's matter.
-        inside = (wide < 88.37) if name == "exp" else np.isfinite(exact)
+        inside = (wide < 88.37) if name in ("exp", "expm1") else np.isfinite(exact)
         error = np.abs(vectors[name](x) - exact)
         bound = BOUNDS[name](wide, exact, isa != "generic")
     worst = np.argmax(np.where(inside, error - bound, -np.inf))
@@ -151,6 +163,10 @@ def test_every_number_keeps_its_range(functions: Functions) -> None:
     ("name", "at_infinity", "at_minus_infinity"),
     [
         ("exp", np.inf, 0.0),
+        ("expm1", np.inf, -1.0),
+        ("log", np.inf, np.nan),
+        ("log1p", np.inf, np.nan),
+        ("softplus", np.inf, 0.0),
         ("tanh", 1.0, -1.0),
         ("erf", 1.0, -1.0),
         ("sigmoid", 1.0, 0.0),
@@ -168,7 +184,19 @@ def test_infinities_and_nan(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("exp", 1), ("tanh", 0), ("erf", 0), ("sigmoid", 0.5), ("silu", 0), ("gelu", 0)]
+    ("name", "value"),
+    [
+        ("exp", 1),
+        ("tanh", 0),
+        ("erf", 0),
+        ("sigmoid", 0.5),
+        ("silu", 0),
+        ("gelu", 0),
+        ("expm1", 0),
+        ("log", -np.inf),
+        ("log1p", 0),
+        ("mish", 0),
+    ],
 )
 def test_zero_is_exact(name: str, value: float, functions: Functions) -> None:
     for zero in (0.0, -0.0):

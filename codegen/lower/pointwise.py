@@ -41,6 +41,10 @@ def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
     return x if high is None else tirx.min(x, high)
 
 
+def _leaky(x: Any, slope: Any) -> Any:
+    return tirx.Select(x > f32(0.0), x, x * slope)
+
+
 def _gelu(x: Any, approximate: str = "none") -> Any:
     return maths.gelu_tanh(x) if approximate == "tanh" else maths.gelu(x)
 
@@ -59,19 +63,32 @@ ELEMENTWISE: dict[Any, Callable[..., Any]] = {
     aten.rsqrt.default: lambda x: f32(1.0) / tirx.sqrt(x),
     aten.pow.Tensor_Scalar: _power,
     aten.exp.default: maths.exp,
-    aten.log.default: tirx.log,
+    aten.expm1.default: maths.expm1,
+    aten.log.default: maths.log,
+    aten.log1p.default: maths.log1p,
+    aten.softplus.default: maths.softplus,
+    aten.square.default: lambda x: x * x,
+    aten.floor.default: tirx.floor,
     aten.tanh.default: maths.tanh,
     aten.sigmoid.default: maths.sigmoid,
     aten.silu.default: maths.silu,
     aten.gelu.default: _gelu,
     aten.erf.default: maths.erf,
     aten.relu.default: lambda x: tirx.max(x, f32(0.0)),
+    aten.leaky_relu.default: lambda x, slope=0.01: _leaky(x, slope),
+    aten.prelu.default: _leaky,
+    aten.hardtanh.default: lambda x, low=-1.0, high=1.0: _clamp(x, low, high),
+    aten.hardswish.default: lambda x: x * _clamp(x + f32(3.0), f32(0.0), f32(6.0)) / f32(6.0),
+    aten.mish.default: maths.mish,
     aten.cos.default: tirx.cos,
     aten.sin.default: tirx.sin,
     aten.clamp.default: _clamp,
+    aten.clip.default: _clamp,
     aten.clamp_min.default: lambda x, low: _clamp(x, low),
     aten.maximum.default: tirx.max,
     aten.minimum.default: tirx.min,
+    aten.max.other: tirx.max,
+    aten.min.other: tirx.min,
     aten.where.self: lambda c, a, b: tirx.Select(c, a, b),
     aten.gt.Scalar: lambda a, b: a > b,
     aten.lt.Scalar: lambda a, b: a < b,
@@ -86,7 +103,17 @@ ELEMENTWISE: dict[Any, Callable[..., Any]] = {
 }
 
 #: operators that exist only one element at a time, as calls into libm
-SCALAR_ONLY = {aten.cos.default, aten.sin.default, aten.log.default}
+SCALAR_ONLY = {aten.cos.default, aten.sin.default}
+
+
+def _kind(operands: Sequence[Any], dtype: str) -> str:
+    """The dtype in which operands meet: a comparison's is that of what it compares, not of its result."""
+    kinds = {
+        x.dtype if isinstance(x, Value) else "float32" if isinstance(x, float) else dtype for x in operands
+    }
+    if dtype == "float32" or "float32" in kinds:
+        return "float32"
+    return "int32" if "int32" in kinds else dtype
 
 
 def combine(
@@ -99,7 +126,7 @@ def combine(
     """Apply a scalar function to broadcast values (and python scalars) of one output shape and dtype."""
     spread = [broadcast(x, shape) if isinstance(x, Value) else x for x in operands]
     tensors = [x for x in spread if isinstance(x, Value)]
-    kind = "float32" if any(t.dtype == "float32" for t in tensors) else dtype
+    kind = _kind(operands, dtype)
 
     def scalar(x: Any, index: Index) -> Any:
         if not isinstance(x, Value):

@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from specqd.codegen.lower import views
-from specqd.codegen.lower.values import Index, Value
+from specqd.codegen.lower.values import Index, Value, constant
 from specqd.codegen.tir import i32, tirx
+from specqd.errors import CodegenError
 
 __all__ = ["VIEWS"]
 
@@ -95,6 +96,25 @@ def _repeat_interleave(f: Any, node: fx.Node) -> Value:
     return Value(_shape(node), value.dtype, at, vectorises=value.vectorises and dim != len(value.shape) - 1)
 
 
+def _slice_scatter(f: Any, node: fx.Node) -> Value:
+    whole, part = (f.argument(a) for a in node.args[:2])
+    dim, start, end, step = (*node.args[2:], *(0, None, None, 1)[len(node.args) - 2 :])
+    size = whole.shape[dim]
+    first, last, stride = slice(f.argument(start), f.argument(end), step).indices(size)
+    if stride != 1:
+        raise CodegenError(f"writing every {stride}-th element is not supported, only neighbouring ones")
+    before, after = (views.slice_(f.space, whole, dim, a, n) for a, n in ((0, first), (last, size - last)))
+    return views.concatenate(f.space, [v for v in (before, part, after) if v.shape[dim]], dim)
+
+
+def _copy(f: Any, node: fx.Node) -> Value:
+    return views.broadcast(f.argument(node.args[1]), _shape(node))
+
+
+def _empty(_: Any, node: fx.Node) -> Value:
+    return constant(0, "float32" if node.meta["val"].is_floating_point() else "int32", _shape(node))
+
+
 def _same(f: Any, node: fx.Node) -> Value:
     return f.argument(node.args[0])
 
@@ -112,6 +132,7 @@ VIEWS: dict[Any, Callable[[Any, fx.Node], Any]] = {
     aten.reshape.default: _reshape,
     aten.view.default: _reshape,
     aten._unsafe_view.default: _reshape,
+    aten.view_as.default: _reshape,
     aten.unsqueeze.default: _reshape,
     aten.squeeze.dim: _reshape,
     aten.squeeze.default: _reshape,
@@ -121,6 +142,9 @@ VIEWS: dict[Any, Callable[[Any, fx.Node], Any]] = {
     aten.t.default: _t,
     aten.permute.default: _permute,
     aten.slice.Tensor: _slice,
+    aten.slice_scatter.default: _slice_scatter,
+    aten.copy.default: _copy,
+    aten.new_empty.default: _empty,
     aten.select.int: _select,
     aten.expand.default: _expand,
     aten.cat.default: _cat,
