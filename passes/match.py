@@ -17,7 +17,7 @@ __all__ = [
 
 aten, ops = torch.ops.aten, torch.ops.specqd
 
-LINEARS = (aten.linear, ops.linear_mxfp4, ops.linear_int8)
+LINEARS = (aten.linear, ops.linear_mxfp4, ops.linear_int8, ops.linear_refined)
 """Products of an activation and a stored matrix."""
 
 # Any row count would do; a prime that is no likely head count or width keeps accidental equalities away.

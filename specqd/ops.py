@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-__all__ = ["cached_attention", "causal_attention", "linear_int8", "linear_mxfp4", "rms_norm", "rope"]
+__all__ = [
+    "REFINED_TOGETHER", "cached_attention", "causal_attention", "linear_int8", "linear_mxfp4", "linear_refined",
+    "rms_norm", "rope",
+]  # fmt: skip
+
+REFINED_TOGETHER = 16
+"""Neighbouring channels that `linear_refined` computes again as one: a block of the matrix kernels."""
 
 
 def _attend(
@@ -152,3 +158,27 @@ def linear_int8(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) 
 @linear_int8.register_fake
 def _(x, values, scales, bias):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], values.shape[0])
+
+
+@torch.library.custom_op("specqd::linear_refined", mutates_args=())
+def linear_refined(
+    x: Tensor, blocks: Tensor, scales: Tensor, weight: Tensor, bias: Tensor | None, best: int
+) -> Tensor:
+    """`linear_mxfp4`, of whose result the largest channels of each row are computed again from `weight [N, K]`.
+
+    Channels are taken in groups of 16 neighbours, the last one maybe shorter. The `best` groups with the largest
+    maxima, of equal ones the first, get the values of `x @ weight.T + bias`.
+    """
+    result: Tensor = linear_mxfp4(x, blocks, scales, bias)
+    exact = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    n = result.shape[-1]
+    padded = F.pad(result, (0, -n % REFINED_TOGETHER), value=float("-inf"))
+    maxima = padded.unflatten(-1, (-1, REFINED_TOGETHER)).amax(-1)
+    order = maxima.sort(-1, descending=True, stable=True).indices[..., :best]
+    chosen = torch.zeros_like(maxima, dtype=torch.bool).scatter_(-1, order, True)
+    return torch.where(chosen.repeat_interleave(REFINED_TOGETHER, -1)[..., :n], exact, result)
+
+
+@linear_refined.register_fake
+def _(x, blocks, scales, weight, bias, best):  # type: ignore[no-untyped-def]
+    return x.new_empty(*x.shape[:-1], blocks.shape[0])

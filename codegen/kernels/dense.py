@@ -14,7 +14,7 @@ from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import row_tiles, tasks
 from specqd.codegen.tir import I, f32, load, local, parallel, prefetch, splat, store
 
-__all__ = ["BLOCK", "dense"]
+__all__ = ["BLOCK", "dense", "tile"]
 
 #: output channels in a block
 BLOCK = 16
@@ -56,7 +56,9 @@ def dense(
                         space.bound(t, repeat)
                         base = space.simplify(row + t * size)
                         ahead.tile = done + t
-                        _tile(isa, kind, steps, first, width, base, size, x, weight, offset, finish, ahead)
+                        tile(
+                            isa, kind, steps, first, width, base, size, x, weight, offset, finish, ahead.line
+                        )
                     done += repeat
 
 
@@ -78,7 +80,7 @@ class _Ahead:
         return (self.first + self.width + block) * self.steps + (self.tile * self.steps + step) // self.tiles
 
 
-def _tile(
+def tile(
     isa: ISA,
     kind: str,
     steps: int,
@@ -90,8 +92,9 @@ def _tile(
     weight: Any,
     offset: Any,
     finish: Finish,
-    ahead: _Ahead,
+    ahead: Callable[[int, Any], Any],
 ) -> None:
+    """Emit `width` blocks of `rows` rows, from `first` and `base` on; `ahead(block, step)` is a line to ask for."""
     lanes, vectors = isa.lanes, BLOCK // isa.lanes
     acc = [local(width * BLOCK, "float32") for _ in range(rows)]
     for row in acc:
@@ -100,7 +103,7 @@ def _tile(
     with I.serial(0, steps) as s:
         inputs = [_inputs(isa, kind, x, (base + m) * steps + s) for m in range(rows)]
         for j in range(width):
-            prefetch(weight, offset + ahead.line(j, s) * BLOCK)
+            prefetch(weight, offset + ahead(j, s) * BLOCK)
             for v in range(vectors):
                 at = offset + ((first + j) * steps + s) * BLOCK + v * lanes
                 w = load(weight, at, lanes)

@@ -70,6 +70,11 @@ class Function:
             if n.op == "get_attr":
                 n.meta["stored"] = str(self.program.weights[str(n.target)].dtype)
         self._placeholders()
+        output = next(n for n in self.entry.graph.nodes if n.op == "output").args[0]
+        self.output = output if isinstance(output, fx.Node) else output[0]
+        self.into[self.output] = self.step.parameter(
+            "logits", "logits", "float32", (self.output.meta["val"].numel(),)
+        )
         nodes = [n for n in self.entry.graph.nodes if n.op == "call_function"]
         loop = find_loop(nodes)
         if loop is None:
@@ -219,12 +224,8 @@ class Function:
         return f" (node {node.name}{place})"
 
     def _finish(self) -> None:
-        output = next(n for n in self.entry.graph.nodes if n.op == "output").args[0]
-        value = self.env[output if isinstance(output, fx.Node) else output[0]]
+        value, logits = self.env[self.output], self.into[self.output]
         rows, vocab = value.size // value.shape[-1], value.shape[-1]
-        logits = self.step.parameter("logits", "logits", "float32", (rows * vocab,))
-        if value.buffer is not logits:
-            self.step.materialise(value, logits)
         chosen = self.step.parameter("next", "next", "int32", (rows,))
         sums = self.step.parameter("sums", "sums", "float32", (rows * 2,))
         kinds = (("float32", 16), ("int32", 16), ("float32", 32))

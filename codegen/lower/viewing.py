@@ -98,7 +98,8 @@ def _repeat_interleave(f: Any, node: fx.Node) -> Value:
 
 def _slice_scatter(f: Any, node: fx.Node) -> Value:
     whole, part = (f.argument(a) for a in node.args[:2])
-    dim, start, end, step = (*node.args[2:], *(0, None, None, 1)[len(node.args) - 2 :])
+    given: tuple[Any, ...] = tuple(node.args[2:])
+    dim, start, end, step = given + (0, None, None, 1)[len(given) :]
     size = whole.shape[dim]
     first, last, stride = slice(f.argument(start), f.argument(end), step).indices(size)
     if stride != 1:
