@@ -37,7 +37,7 @@ def texts(rng):
 
 def by_hooks(model, texts, names):
     """Sums of x x^T over all positions but the first, for the inputs of modules."""
-    found = {name: 0 for name in names}
+    found = dict.fromkeys(names, 0)
     hooks = []
     for name in names:
 
@@ -59,7 +59,8 @@ def linears(program):
 
 
 def test_they_are_those_of_the_model(model, program, texts):
-    inputs = [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")]  # fmt: skip
+    modules = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    inputs = [f"model.layers.{i}.{module}" for i in (0, 1) for module in modules]
     expected = list(by_hooks(model, texts, inputs).values())
     got = [gram for _, gram in grams(program, program.target, linears(program), texts, {})]
     assert len(got) == len(expected) == 8

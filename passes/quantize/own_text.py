@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specqd.errors import InputError
 from specqd.passes.contract import Progress
 from specqd.program import ModelInfo, Program
 from specqd.reference import Interpreter, inputs, new_caches
@@ -54,6 +55,10 @@ def write(program: Program, tokens: int, seed: int) -> Generator[Progress, None,
         InputError: the target has no cache.
         ArtifactError: the tokenizer cannot be read.
     """
+    if not program.caches:
+        raise InputError(
+            "the target needs a cache to write a text; put insert-kv-cache first, or give text=FILE to calibrate on"
+        )
     generator = torch.Generator().manual_seed(seed)
     begins = _beginnings(program.model, generator)
     model = _Rows(program, len(QUESTIONS), piece(program.model))
