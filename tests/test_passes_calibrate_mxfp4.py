@@ -11,9 +11,12 @@ from transformers import LlamaConfig
 from specqd.errors import InputError
 from specqd.frontends.huggingface import capture
 from specqd.passes import Pipeline
+from specqd.passes.quantize import calibrate_mxfp4 as module
 from specqd.passes.quantize.calibrate_mxfp4 import CalibrateMXFP4
 from specqd.passes.quantize.cast_mxfp4 import CastMXFP4
+from specqd.passes.quantize.error_compensation import compensate
 from specqd.passes.quantize.mxfp4 import SCALE_MAX, decode, encode_with
+from specqd.passes.quantize.own_text import write
 from specqd.program import ModelInfo
 from specqd.reference import run
 
@@ -124,6 +127,44 @@ def test_the_same_text_gives_the_same_bytes_and_another_text_others(program, cal
     blocks = [name for name in one if name.endswith("mxfp4_blocks")]
     assert blocks and all(torch.equal(one[name], two[name]) for name in blocks)
     assert not all(torch.equal(one[name], other[name]) for name in blocks)
+
+
+# What is kept
+
+
+def test_a_calibration_that_was_broken_off_goes_on_where_it_was(program, calibrate, cache, monkeypatch):
+    whole = calibrate()(program, "draft").program
+    kept = sorted((cache / "calibration").glob("*/*"))
+    assert len(kept) == 8
+    written = {file: file.stat().st_mtime_ns for file in kept}
+    for file in kept[:3]:
+        file.unlink()
+    told, calibrated = [], []
+    monkeypatch.setattr(module, "compensate", lambda *given: calibrated.append(1) or compensate(*given))
+    again = calibrate()(program, "draft", lambda *what: told.append(what)).program
+    assert len(calibrated) == 3
+    assert told == [("calibrating", done, 8) for done in (5, 6, 7, 8)]
+    assert all(torch.equal(again.weights[name], whole.weights[name]) for name in whole.weights)
+    assert all(file.stat().st_mtime_ns == written[file] for file in kept[3:])
+
+
+def test_a_text_is_written_once_for_a_seed(program, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(module, "write", lambda *given: seeds.append(given[2]) or write(*given))
+    one, two, three = (
+        CalibrateMXFP4(tokens=128, seed=seed, scale=scale)(program, "draft").program
+        for seed, scale in ((0, "search"), (0, "floor"), (1, "search"))
+    )
+    assert seeds == [0, 1]
+    assert shape_of(one) == shape_of(two) == shape_of(three)
+
+
+@pytest.mark.parametrize("option", [{"scale": "floor"}, {"damping": 0.5}, {"tokens": 256}])
+def test_what_was_kept_with_other_options_is_not_taken(program, calibrate, option, cache):
+    first = calibrate()(program, "draft").program.weights
+    other = calibrate(**option)(program, "draft").program.weights
+    assert len(list((cache / "calibration").iterdir())) == 2
+    assert not all(torch.equal(first[name], other[name]) for name in first if "mxfp4" in name)
 
 
 # Refusals

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
+from itertools import chain
+from pathlib import Path
 
+import torch
 from torch import fx
 
 from specqd.errors import InputError
@@ -11,6 +14,7 @@ from specqd.passes.contract import Pass, Progress, Refusal
 from specqd.passes.match import weight_of
 from specqd.program import Entry, Program
 
+from .calibration_store import Store, fingerprint
 from .calibration_text import read_file
 from .cast_mxfp4 import Decision, Head, cast, decide
 from .error_compensation import compensate, inverse_factor
@@ -32,12 +36,15 @@ class CalibrateMXFP4(Pass):
     is as fast. Only the values differ: columns make good for the rounding of those before them, weighed by what
     the text puts into the linear (see specqd.passes.quantize.error_compensation).
 
-    1. Linears are calibrated in the order of the graph, each to inputs made by the linears already cast.
+    1. A linear is calibrated to what the entry puts into it before anything is cast. To what casting makes of that
+       instead is usual where a cast model stands alone; it gained less for a draft that shares the target's cache.
     2. A head cast to INT8 is cast directly: its 8 bits lose nothing that a calibration could regain.
     3. Refused besides: a linear whose input is not finite on the text.
+    4. Text and finished weights are kept in the cache folder for a month, so that a calibration which was broken off,
+       or is asked for again, does not begin anew.
 
     Attributes:
-        text: a UTF-8 file to calibrate on.
+        text: a UTF-8 file to calibrate on; without one the target writes a text, see specqd.passes.quantize.own_text.
         tokens: how many tokens to calibrate on.
         scale: how the exponent of a block's scale is chosen.
         lm_head: what becomes of the head.
@@ -78,22 +85,45 @@ class CalibrateMXFP4(Pass):
         wanted = [node for node, form in decided if form == "mxfp4"]
         casts: dict[fx.Node, MXFP4] = {}
         if wanted:
-            yield from self._calibrate(program, entry, wanted, casts)
+            texts = yield from self._texts(program)
+            yield from self._calibrate(program, entry, wanted, texts, casts)
         yield from cast(program, [_if_calibrated(one, casts) for one in decided], casts.__getitem__)
 
-    def _calibrate(
-        self, program: Program, entry: Entry, wanted: Sequence[fx.Node], casts: dict[fx.Node, MXFP4]
-    ) -> Iterator[Progress]:
+    def _texts(self, program: Program) -> Generator[Progress, None, list[list[int]]]:
         if self.text:
-            texts = read_file(self.text, program.model, self.tokens)
-        else:
-            texts = yield from write(program, self.tokens, self.seed)
-        done = 0
-        for linears, gram in grams(program, entry, wanted, texts, casts):
+            return read_file(self.text, program.model, self.tokens)
+        files = tuple(Path(file).read_bytes() for file in program.model.tokenizer_files)
+        store = Store.of("text", fingerprint(program, program.target.name), files, self.tokens, self.seed)
+        kept = store.get("text")
+        if kept:
+            return [text.tolist() for text in kept["tokens"].split(kept["lengths"].tolist())]
+        texts = yield from write(program, self.tokens, self.seed)
+        lengths = torch.tensor([len(text) for text in texts])
+        store.put("text", {"tokens": torch.tensor(list(chain(*texts))), "lengths": lengths})
+        return texts
+
+    def _calibrate(
+        self,
+        program: Program,
+        entry: Entry,
+        wanted: list[fx.Node],
+        texts: list[list[int]],
+        casts: dict[fx.Node, MXFP4],
+    ) -> Iterator[Progress]:
+        """Add the cast weight of each linear to `casts`, unless its input is not finite."""
+        store = Store.of("casts", fingerprint(program, entry.name), texts, self.scale, self.damping)
+        for node in wanted:
+            kept = store.get(node.name)
+            if kept:
+                casts[node] = MXFP4(kept["blocks"], kept["scales"])
+        done, missing = len(casts), [node for node in wanted if node not in casts]
+        yield Progress("calibrating", done, len(wanted))
+        for linears, gram in grams(program, entry, missing, texts):
             if gram.isfinite().all():
                 factor = inverse_factor(gram, self.damping)
                 for node in linears:
                     casts[node] = compensate(program.weights[str(weight_of(node))], factor, self.scale)
+                    store.put(node.name, casts[node]._asdict())
             done += len(linears)
             yield Progress("calibrating", done, len(wanted))
 

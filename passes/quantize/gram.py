@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx
 
-from specqd.passes.match import arguments
 from specqd.program import Entry, Program
 from specqd.reference import Interpreter, inputs, new_caches
-
-from .mxfp4 import MXFP4, decode
 
 __all__ = ["grams"]
 
 
 def grams(
-    program: Program,
-    entry: Entry,
-    linears: Sequence[fx.Node],
-    texts: Sequence[Sequence[int]],
-    casts: Mapping[fx.Node, MXFP4],
+    program: Program, entry: Entry, linears: Sequence[fx.Node], texts: Sequence[Sequence[int]]
 ) -> Iterator[tuple[list[fx.Node], Tensor]]:
     """Yield the linears that share an input, and its Gram matrix float64 [K, K], in the order of the graph.
 
     1. All texts go through a node before any goes through the next one. So one Gram matrix, and the values of a few
-       nodes, are all that is held at a time.
-    2. A linear that is in `casts` when the texts go on acts with that weight: what follows it is calibrated to
-       what it will see. Fill `casts` between two items.
-    3. The first position of each text is left out of the sum. There a model may put values a thousand times
+       nodes, are all that is held at a time. Nothing runs after the last of `linears` is reached.
+    2. The first position of each text is left out of the sum. There a model may put values a thousand times
        larger than anywhere else, which would outweigh all others, and no draft is ever made there.
-    4. Attention writes every position before it reads any, so all layers and texts use one layer's cache.
+    3. Attention writes every position before it reads any, so all layers and texts use one layer's cache.
 
     Args:
         program: holds the weights and declares the caches.
         entry: whose graph holds the linears.
-        linears: `aten.linear` nodes.
+        linears: `aten.linear` nodes, in the order of the graph.
         texts: tokens of each text, at positions from 0; two or more each.
-        casts: weights that stand in for those of linears.
     """
     groups: dict[fx.Node, list[fx.Node]] = {}
     for linear in linears:
@@ -54,7 +43,7 @@ def grams(
             yield groups[source], _gram([run.env[source] for run in runs])
             if not first:
                 return
-        _advance(runs, node, casts)
+        _advance(runs, node)
 
 
 class _Text(Interpreter):
@@ -66,18 +55,13 @@ class _Text(Interpreter):
         self.env = dict(zip(entry.graph.find_nodes(op="placeholder"), given, strict=True))
 
 
-def _advance(runs: list[_Text], node: fx.Node, casts: Mapping[fx.Node, MXFP4]) -> None:
+def _advance(runs: list[_Text], node: fx.Node) -> None:
     if node.op == "placeholder":
         return
     with torch.no_grad():
-        weight = decode(*casts[node]) if node in casts else None
-        shared = runs[0].run_node(node) if node.op == "get_attr" else None
+        weight = runs[0].run_node(node) if node.op == "get_attr" else None
         for run in runs:
-            if weight is not None:
-                given = arguments(node)
-                run.env[node] = F.linear(run.env[given["input"]], weight, run.env.get(given["bias"]))
-            else:
-                run.env[node] = run.run_node(node) if shared is None else shared
+            run.env[node] = run.run_node(node) if weight is None else weight
             for dead in run.user_to_last_uses.get(node, ()):
                 del run.env[dead]
 
