@@ -1,5 +1,7 @@
 """calibrate-mxfp4 on a small random Llama, against cast-mxfp4 and against texts that it did not see."""
 
+import dataclasses
+
 import pytest
 import torch
 from family_configs import random_model
@@ -17,6 +19,7 @@ from specqd.passes.quantize.cast_mxfp4 import CastMXFP4
 from specqd.passes.quantize.error_compensation import compensate
 from specqd.passes.quantize.mxfp4 import SCALE_MAX, decode, encode_with
 from specqd.passes.quantize.own_text import write
+from specqd.passes.speculate.join import join
 from specqd.program import ModelInfo
 from specqd.reference import run
 
@@ -138,6 +141,15 @@ def test_the_same_text_gives_the_same_bytes_and_another_text_others(
     blocks = [name for name in one if name.endswith("mxfp4_blocks")]
     assert blocks and all(torch.equal(one[name], two[name]) for name in blocks)
     assert not all(torch.equal(one[name], other[name]) for name in blocks)
+
+
+def test_a_draft_from_another_checkpoint_sees_what_it_knows(program, calibrate, tokenizer):
+    small = LlamaConfig(**CONFIG.to_dict() | {"vocab_size": 40, "max_position_embeddings": 48})
+    target, other = capture(random_model(CONFIG), tokenizer=tokenizer), capture(random_model(small))
+    other.model = dataclasses.replace(other.model, tokenizer_files=target.model.tokenizer_files)
+    joined = Pipeline.parse("fuse-linear, insert-kv-cache{capacity=48}")(join(target, other, "sibling"))
+    result = calibrate()(joined, "sibling")
+    assert result.rewrites == 9 and not result.refusals
 
 
 # What is kept

@@ -31,6 +31,8 @@ def grams(
         linears: `aten.linear` nodes, in the order of the graph.
         texts: tokens of each text, at positions from 0; two or more each.
     """
+    if not linears:
+        return
     groups: dict[fx.Node, list[fx.Node]] = {}
     for linear in linears:
         groups.setdefault(linear.args[0], []).append(linear)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specqd.errors import InputError
 from specqd.passes.contract import Progress
+from specqd.passes.match import calls
 from specqd.program import ModelInfo, Program
 from specqd.reference import Interpreter, inputs, new_caches
 
@@ -52,10 +53,10 @@ def write(program: Program, tokens: int, seed: int) -> Generator[Progress, None,
        the same text.
 
     Raises:
-        InputError: the target has no cache.
+        InputError: the target has no cache, or gives logits that are no numbers.
         ArtifactError: the tokenizer cannot be read.
     """
-    if not program.caches:
+    if any(calls(node, ops.causal_attention) for node in program.target.graph.nodes):
         raise InputError(
             "the target needs a cache to write a text; put insert-kv-cache first, or give text=FILE to calibrate on"
         )
@@ -66,7 +67,13 @@ def write(program: Program, tokens: int, seed: int) -> Generator[Progress, None,
     for total in range(0, tokens, model.rows):
         yield Progress("writing a text to calibrate on", total, tokens)
         logits = model.step([text.tokens[text.fed] for text in growing], [text.fed for text in growing])
-        sampled = torch.multinomial(torch.softmax(logits / _TEMPERATURE, -1), 1, generator=generator)
+        chances = torch.softmax(logits / _TEMPERATURE, -1)
+        if not chances.isfinite().all():
+            raise InputError(
+                "the target's logits hold NaN or infinity, so it cannot write a text; check the checkpoint, or give "
+                "text=FILE to calibrate on"
+            )
+        sampled = torch.multinomial(chances, 1, generator=generator)
         for row, token in enumerate(sampled[:, 0].tolist()):
             ends = growing[row].take(token) in program.model.eos_token_ids
             if ends or len(growing[row].tokens) >= model.length:
