@@ -59,7 +59,7 @@ class CalibrateMXFP4(Pass):
     scale: ScaleRule = "search"
     lm_head: Head = "int8"
     keep: tuple[str, ...] = ()
-    damping: float = 0.01
+    damping: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class CalibrateMXFP4(Pass):
             )
         if not 0 < self.damping < float("inf"):
             raise InputError(
-                f"{self.name}: a damping of {self.damping} cannot be used; give more than 0, such as 0.01"
+                f"{self.name}: a damping of {self.damping} cannot be used; give more than 0, such as 0.1"
             )
 
     @property
