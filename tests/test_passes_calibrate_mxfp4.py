@@ -13,15 +13,16 @@ from transformers import LlamaConfig
 from specqd.errors import InputError
 from specqd.frontends.huggingface import capture
 from specqd.passes import Pipeline
+from specqd.passes.match import weight_of
 from specqd.passes.quantize import calibrate_mxfp4 as module
 from specqd.passes.quantize.calibrate_mxfp4 import CalibrateMXFP4
-from specqd.passes.quantize.cast_mxfp4 import CastMXFP4
+from specqd.passes.quantize.cast_mxfp4 import CastMXFP4, decide
 from specqd.passes.quantize.error_compensation import compensate
+from specqd.passes.quantize.gram import grams
 from specqd.passes.quantize.mxfp4 import SCALE_MAX, decode, encode_with
 from specqd.passes.quantize.own_text import write
 from specqd.passes.speculate.join import join
 from specqd.program import ModelInfo
-from specqd.reference import run
 
 VOCAB = 97
 CONFIG = LlamaConfig(
@@ -82,10 +83,16 @@ def shape_of(program):
     return graphs, weights, program.caches, program.chain
 
 
-def draft_error(program, cast, tokens):
-    """The mean squared error of the draft's hidden state before the head, by its logits (the head is kept)."""
-    exact = run(program, program.entries["draft"], tokens)
-    return float((run(cast, cast.entries["draft"], tokens) - exact).square().mean())
+def output_errors(program, cast, texts):
+    """The squared error of each linear's outputs on texts, for the inputs that the uncast draft gives it."""
+    entry, errors = program.entries["draft"], []
+    linears = [node for node, form in decide(program, entry, "keep", ()) if form == "mxfp4"]
+    for nodes, gram in grams(program, entry, linears, texts):
+        for name in map(weight_of, nodes):
+            parts = (cast.weights[f"{name}.mxfp4_{part}"] for part in ("blocks", "scales"))
+            error = program.weights[name].double() - decode(*parts)
+            errors.append((error @ gram * error).sum())
+    return torch.stack(errors)
 
 
 @pytest.mark.parametrize("lm_head", ["keep", "int8", "mxfp4"])
@@ -98,13 +105,15 @@ def test_graph_and_weights_have_the_form_of_cast_mxfp4(program, calibrate, lm_he
 
 
 @pytest.mark.parametrize("scale", ["floor", "even", "rceil", "search"])
-def test_logits_on_a_text_it_did_not_see_are_nearer_than_those_of_the_direct_cast(
+def test_outputs_on_a_text_it_did_not_see_are_nearer_than_those_of_the_direct_cast(
     program, calibrate, scale, rng
 ):
-    unseen = torch.randint(3, VOCAB, (1, 64), generator=rng)
+    unseen = [torch.randint(3, VOCAB, (64,), generator=rng).tolist() for _ in range(8)]
     direct = CastMXFP4(scale=scale, lm_head="keep")(program, "draft").program
-    cast = calibrate(scale=scale, lm_head="keep")(program, "draft").program
-    assert draft_error(program, cast, unseen) < 0.9 * draft_error(program, direct, unseen)
+    cast = calibrate(scale=scale, lm_head="keep", tokens=512)(program, "draft").program
+    ratios = output_errors(program, cast, unseen) / output_errors(program, direct, unseen)
+    # What goes into the last MLP of a random model is hardly correlated: there a short text teaches nothing.
+    assert ratios.mean() < 0.8 and ratios.max() < 1.1
 
 
 def test_every_block_is_canonical(program, calibrate):
