@@ -6,7 +6,7 @@
 shows how to add one.
 """
 
-from .contract import Pass, Refusal, Result
+from .contract import Pass, Progress, Refusal, Result
 from .options import Option, options
 from .pipeline import Applied, Pipeline, Step, Watcher
 from .registry import registered
@@ -16,6 +16,7 @@ __all__ = [
     "Option",
     "Pass",
     "Pipeline",
+    "Progress",
     "Refusal",
     "Result",
     "Step",

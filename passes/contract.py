@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, dataclass_transform
 
@@ -16,7 +16,10 @@ from specqd.program import Entry, Event, Program
 
 from .options import fault, options, write
 
-__all__ = ["Pass", "Refusal", "Result"]
+__all__ = ["Pass", "Progress", "Refusal", "Result", "Tell"]
+
+Tell = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,15 @@ class Refusal:
 
     node: str
     why: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pass is that takes long: `done` `of` so much of `what`, in words that can be printed."""
+
+    what: str
+    done: int
+    of: int
 
 
 @dataclass(frozen=True)
@@ -94,21 +106,24 @@ class Pass(ABC):
         return None
 
     @abstractmethod
-    def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
-        """Rewrite `entry` of `program` (a copy) in place, yielding each new node and each refusal."""
+    def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Progress]:
+        """Rewrite `entry` of `program` (a copy) in place, yielding each new node and each refusal.
 
-    def __call__(self, program: Program, entry: str | None = None) -> Result:
+        A pass that takes long yields Progress in between.
+        """
+
+    def __call__(self, program: Program, entry: str | None = None, tell: Tell | None = None) -> Result:
         """Apply the pass to the entry of that name (default: the target) of a copy of `program`.
 
-        Raises ContractError if the pass breaks its contract, and InputError if its options do not suit the
-        program.
+        `tell` hears of the progress of a pass that takes long. Raises ContractError if the pass breaks its
+        contract, and InputError if its options do not suit the program.
         """
         program = program.copy()
         own = program.target if entry is None else program.entry(entry)
         own.graph.eliminate_dead_code()
         self._demand(self.requires(program, own), own, "before")
         before = str(own.graph)
-        made, refusals = self._collect(program, own)
+        made, refusals = self._collect(program, own, tell)
         for e in program.entries.values():
             e.graph.eliminate_dead_code()
             e.graph.lint()
@@ -126,9 +141,16 @@ class Pass(ABC):
         ]
         return self.name + ("{" + ",".join(f"{n}={write(v)}" for n, v in given) + "}" if given else "")
 
-    def _collect(self, program: Program, entry: Entry) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
+    def _collect(
+        self, program: Program, entry: Entry, tell: Tell | None
+    ) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
+        seen: list[fx.Node | Refusal] = []
         try:
-            seen = list(self.run(program, entry))
+            for made in self.run(program, entry):
+                if not isinstance(made, Progress):
+                    seen.append(made)
+                elif tell:
+                    tell(made.what, made.done, made.of)
         except SpecqdError:
             raise
         except Exception as error:

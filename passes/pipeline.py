@@ -11,7 +11,7 @@ from typing import Any
 from specqd.errors import InputError
 from specqd.program import Program
 
-from .contract import Pass, Result
+from .contract import Pass, Result, Tell
 from .options import options, read, split
 from .registry import find
 
@@ -83,16 +83,17 @@ class Pipeline:
         """Give the canonical text, which `parse` turns back into an equal pipeline."""
         return ", ".join(map(str, self.steps))
 
-    def __call__(self, program: Program, *watchers: Watcher) -> Program:
+    def __call__(self, program: Program, *watchers: Watcher, tell: Tell | None = None) -> Program:
         """Return the program after all steps, without weights that no entry reads; `program` stays as it was.
 
-        Each watcher is called after each step, once for each entry the step applied to.
+        Each watcher is called after each step, once for each entry the step applied to. `tell` hears of the progress
+        of passes that take long.
         """
         program = program.copy()
         for number, step in enumerate(self.steps):
             for entry in step.entries(program):
                 start = time.perf_counter()
-                result = step.action(program, entry)
+                result = step.action(program, entry, tell)
                 applied = Applied(number, step, program, result, time.perf_counter() - start)
                 for watch in watchers:
                     watch(applied)

@@ -117,7 +117,7 @@ def _compile(
         done += 1
         tell("rewriting the graph", min(done, len(steps.steps)), len(steps.steps))
 
-    program = steps(program, watch)
+    program = steps(program, watch, tell=tell)
     compiled = build(program, instructions, progress=tell, cache=_library_cache())
     written, total = 0, sum(_distinct_weights(compiled.functions).values())
 

@@ -174,7 +174,7 @@ def linear_refined(
     n = result.shape[-1]
     padded = F.pad(result, (0, -n % REFINED_TOGETHER), value=float("-inf"))
     maxima = padded.unflatten(-1, (-1, REFINED_TOGETHER)).amax(-1)
-    order = maxima.sort(-1, descending=True, stable=True).indices[..., :best]
+    order = maxima.sort(dim=-1, descending=True, stable=True).indices[..., :best]
     chosen = torch.zeros_like(maxima, dtype=torch.bool).scatter_(-1, order, True)
     return torch.where(chosen.repeat_interleave(REFINED_TOGETHER, -1)[..., :n], exact, result)
 

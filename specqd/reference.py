@@ -10,20 +10,23 @@ from torch import fx
 import specqd.ops  # noqa: F401  (registers the operators graphs hold)
 from specqd.program import Entry, Program
 
-__all__ = ["new_caches", "propagate", "run"]
+__all__ = ["Interpreter", "inputs", "new_caches", "propagate", "run"]
 
 
-class _Interpreter(fx.Interpreter):
+class Interpreter(fx.Interpreter):
+    """Runs an entry's graph on tensors given as `inputs` orders them; weights of any float dtype act as float32."""
+
     def __init__(self, program: Program, entry: Entry) -> None:
         super().__init__(torch.nn.Module(), graph=entry.graph)
         self.weights = program.weights
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Give the weight as the graph sees it."""
         weight = self.weights[target]
         return weight.float() if weight.is_floating_point() else weight
 
 
-class _ShapeInterpreter(_Interpreter):
+class _ShapeInterpreter(Interpreter):
     def __init__(self, program: Program, entry: Entry, mode: Any) -> None:
         super().__init__(program, entry)
         self.mode = mode
@@ -50,7 +53,8 @@ def new_caches(program: Program) -> dict[str, torch.Tensor]:
     return caches
 
 
-def _inputs(entry: Entry, tokens: Any, positions: Any, caches: dict[str, Any]) -> list[Any]:
+def inputs(entry: Entry, tokens: Any, positions: Any, caches: dict[str, Any]) -> list[Any]:
+    """Put what an entry takes into the order of its placeholders."""
     given = {"tokens": tokens, "positions": positions, **caches}
     return [given[str(n.target)] for n in entry.graph.nodes if n.op == "placeholder"]
 
@@ -70,7 +74,7 @@ def run(
         positions = torch.arange(tokens.shape[1])[None]
     caches = new_caches(program) if caches is None else caches
     with torch.no_grad():
-        return _Interpreter(program, entry).run(*_inputs(entry, tokens, positions, caches))
+        return Interpreter(program, entry).run(*inputs(entry, tokens, positions, caches))
 
 
 def propagate(program: Program, entry: Entry, rows: int) -> None:
@@ -81,4 +85,4 @@ def propagate(program: Program, entry: Entry, rows: int) -> None:
     with mode, torch.no_grad():
         tokens = torch.zeros(1, rows, dtype=torch.int64)
         caches = new_caches(program)
-        _ShapeInterpreter(program, entry, mode).run(*_inputs(entry, tokens, tokens.clone(), caches))
+        _ShapeInterpreter(program, entry, mode).run(*inputs(entry, tokens, tokens.clone(), caches))

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specqd.errors import InputError
-from specqd.passes.quantize.mxfp4 import BLOCK, SCALE_MAX, SCALE_NAN, SCALE_RULES, decode, encode
+from specqd.passes.quantize.mxfp4 import (
+    BLOCK,
+    SCALE_MAX,
+    SCALE_NAN,
+    SCALE_RULES,
+    choose_scales,
+    decode,
+    encode,
+    encode_with,
+    nearest,
+)
 
 MAGNITUDES = [Fraction(n, 2) for n in (0, 1, 2, 3, 4, 6, 8, 12)]
 UNSCALED = 127  # the scale byte of 2^0
@@ -349,3 +359,33 @@ def test_other_dtypes_are_refused(dtype: torch.dtype):
 def test_tensors_that_are_no_matrix_are_refused(blocks: torch.Tensor, scales: torch.Tensor, why: str):
     with pytest.raises(InputError, match=why):
         decode(blocks, scales)
+
+
+# Parts of the cast
+
+
+@pytest.mark.parametrize("rule", SCALE_RULES)
+@settings(deadline=None)
+@given(block=near_one_bf16 | smallest_bf16 | largest_bf16 | float32s)
+def test_nearest_gives_the_values_of_the_cast(rule: str, block: torch.Tensor):
+    scale = choose_scales(block.float(), rule)
+    rounded = nearest(block.float(), scale)
+    # Blocks of subnormals alone are zeros by rule, not by rounding.
+    if block.float().abs().max() >= 2.0**-126:
+        assert torch.equal(rounded, decode(*encode(block, rule)))
+
+
+@pytest.mark.parametrize("scale", [0, 1, 126, 127, 128, SCALE_MAX])
+def test_a_given_scale_is_kept_and_rounded_at(scale: int, rng: torch.Generator):
+    weight = torch.randn(3, BLOCK, generator=rng) * 2.0 ** (scale - 126)
+    scales = torch.full((3, 1), scale, dtype=torch.uint8)
+    blocks, kept = encode_with(weight, scales)
+    assert torch.equal(kept, scales)
+    codes = [[code_of(Fraction(v), scale) for v in values] for values in weight.tolist()]
+    assert nibbles(blocks).tolist() == codes
+
+
+def test_scales_of_another_weight_are_refused():
+    for scales in (torch.zeros(2, 2, dtype=torch.uint8), torch.zeros(2, 1)):
+        with pytest.raises(InputError, match=r"do not belong to a weight \[2, 32\].*one a block of 32"):
+            encode_with(torch.ones(2, 32), scales)

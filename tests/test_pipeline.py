@@ -12,7 +12,7 @@ from small_programs import DIM, Decoder, logits, of, ops
 from torch import fx
 
 from specqd.errors import ContractError, InputError
-from specqd.passes import Pass, Pipeline, Refusal, Step, options, registered
+from specqd.passes import Pass, Pipeline, Progress, Refusal, Step, options, registered
 from specqd.passes.fuse_linear import FuseLinear
 from specqd.passes.fuse_rope import FuseRope
 from specqd.passes.quantize.cast_mxfp4 import CastMXFP4
@@ -66,6 +66,17 @@ class NegateTwice(Pass):
                 yield second
         for node in found[self.count :]:
             yield Refusal(node.name, f"only {self.count} at a time")
+
+
+class TakeLong(Pass):
+    """Change nothing, slowly."""
+
+    name = "take-long"
+
+    def run(self, program, entry):
+        yield Progress("dawdling", 0, 2)
+        yield Refusal("relu", "no hurry")
+        yield Progress("dawdling", 1, 2)
 
 
 class AddOne(Pass):
@@ -256,3 +267,11 @@ def test_verify_catches_a_pass_that_lies(program):
         Pipeline.parse("negate-twice, add-one")(program, check)
     with pytest.raises(InputError, match=r"verify needs tokens of shape \[1, length\], not \[6\]"):
         verify(torch.arange(6))
+
+
+def test_progress_is_told_and_counts_as_no_rewrite(program):
+    told = []
+    after = Pipeline.of(TakeLong())(program, tell=lambda *what: told.append(what))
+    assert told == [("dawdling", 0, 2), ("dawdling", 1, 2)]
+    assert (after.history[-1].rewritten, after.history[-1].refused) == ((), (("relu", "no hurry"),))
+    assert TakeLong()(program).rewrites == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -16,7 +16,11 @@ from specqd.program import Entry, Program
 
 from . import int8, mxfp4
 
-__all__ = ["CastMXFP4"]
+__all__ = ["CastMXFP4", "Decision", "Head", "cast", "decide"]
+
+Head = Literal["keep", "int8", "mxfp4"]
+Decision = tuple[fx.Node, str | Refusal]
+"""A product, and the form it is to be cast to or why it is left alone."""
 
 aten, ops = torch.ops.aten, torch.ops.specqd
 _PRODUCTS = (*LINEARS, aten.addmm, aten.mm, aten.matmul, aten.bmm)
@@ -44,7 +48,7 @@ class CastMXFP4(Pass):
 
     name = "cast-mxfp4"
     scale: mxfp4.ScaleRule = "floor"
-    lm_head: Literal["keep", "int8", "mxfp4"] = "int8"
+    lm_head: Head = "int8"
     keep: tuple[str, ...] = ()
 
     @property
@@ -54,32 +58,57 @@ class CastMXFP4(Pass):
 
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
         """Cast each linear, or say why not."""
-        last = head(entry.graph)
-        for node in list(entry.graph.nodes):
-            if not calls(node, *_PRODUCTS):
-                continue
-            form = self.lm_head if node is last else "mxfp4"
-            reason = self._unsuitable(program, node, form)
-            if reason:
-                yield Refusal(node.name, reason)
-            else:
-                yield _to_int8(program, node) if form == "int8" else _to_mxfp4(program, node, self.scale)
 
-    def _unsuitable(self, program: Program, node: fx.Node, form: str) -> str | None:
-        if not calls(node, aten.linear):
-            return _not_linear(node)
-        name = weight_of(node)
-        if name is None:
-            return "its weight is computed, not stored"
-        kept = next((glob for glob in self.keep if fnmatchcase(name, glob)), None)
-        if form == "keep" or kept:
-            return f"kept: {name} matches {kept}" if kept else "kept: it is the head, and lm_head=keep"
-        weight = program.weights[name]
-        if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-            return f"its weight {name} is {weight.dtype}, not a float"
-        if form == "mxfp4" and weight.shape[-1] % mxfp4.BLOCK:
-            return f"its input has {weight.shape[-1]} channels, not a multiple of {mxfp4.BLOCK}"
-        return None
+        def encode(node: fx.Node) -> mxfp4.MXFP4:
+            return mxfp4.encode(program.weights[str(weight_of(node))], self.scale)
+
+        yield from cast(program, decide(program, entry, self.lm_head, self.keep), encode)
+
+
+def decide(program: Program, entry: Entry, lm_head: Head, keep: tuple[str, ...]) -> list[Decision]:
+    """Say for each product of an entry what it is to be cast to, or why it is left alone; changes nothing."""
+    last = head(entry.graph)
+    decided: list[Decision] = []
+    for node in entry.graph.nodes:
+        if calls(node, *_PRODUCTS):
+            form = lm_head if node is last else "mxfp4"
+            reason = _unsuitable(program, node, form, keep)
+            decided.append((node, Refusal(node.name, reason) if reason else form))
+    return decided
+
+
+def cast(
+    program: Program, decided: list[Decision], encode: Callable[[fx.Node], mxfp4.MXFP4]
+) -> Iterator[fx.Node | Refusal]:
+    """Do what was decided; `encode` gives the MXFP4 weight of a linear."""
+    for node, form in decided:
+        if isinstance(form, Refusal):
+            yield form
+        elif form == "int8":
+            values, scales = int8.encode(program.weights[str(weight_of(node))])
+            parts = {"int8_values": values, "int8_scales": scales}
+            yield _packed(program, node, ops.linear_int8.default, parts)
+        else:
+            blocks, scales = encode(node)
+            parts = {"mxfp4_blocks": blocks, "mxfp4_scales": scales}
+            yield _packed(program, node, ops.linear_mxfp4.default, parts)
+
+
+def _unsuitable(program: Program, node: fx.Node, form: str, keep: tuple[str, ...]) -> str | None:
+    if not calls(node, aten.linear):
+        return _not_linear(node)
+    name = weight_of(node)
+    if name is None:
+        return "its weight is computed, not stored"
+    kept = next((glob for glob in keep if fnmatchcase(name, glob)), None)
+    if form == "keep" or kept:
+        return f"kept: {name} matches {kept}" if kept else "kept: it is the head, and lm_head=keep"
+    weight = program.weights[name]
+    if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"its weight {name} is {weight.dtype}, not a float"
+    if form == "mxfp4" and weight.shape[-1] % mxfp4.BLOCK:
+        return f"its input has {weight.shape[-1]} channels, not a multiple of {mxfp4.BLOCK}"
+    return None
 
 
 def _not_linear(node: fx.Node) -> str:
@@ -88,17 +117,6 @@ def _not_linear(node: fx.Node) -> str:
     if calls(node, aten.addmm, aten.mm):
         return "its weight is stored as [inputs, outputs]; put conv1d-to-linear first"
     return "it is a product of two activations or of gathered weights, not a linear"
-
-
-def _to_mxfp4(program: Program, node: fx.Node, rule: mxfp4.ScaleRule) -> fx.Node:
-    name = str(weight_of(node))
-    blocks, scales = mxfp4.encode(program.weights[name], rule)
-    return _packed(program, node, ops.linear_mxfp4.default, {"mxfp4_blocks": blocks, "mxfp4_scales": scales})
-
-
-def _to_int8(program: Program, node: fx.Node) -> fx.Node:
-    values, scales = int8.encode(program.weights[str(weight_of(node))])
-    return _packed(program, node, ops.linear_int8.default, {"int8_values": values, "int8_scales": scales})
 
 
 def _packed(

@@ -11,6 +11,7 @@ Source: OCP Microscaling Formats (MX) v1.0, sections 5.2, 5.3.3, 5.4.1 and 6.3.
 
 from __future__ import annotations
 
+import math
 from typing import Final, Literal, NamedTuple, get_args
 
 import torch
@@ -24,11 +25,12 @@ SCALE_RULES: Final[tuple[str, ...]] = get_args(ScaleRule)
 BLOCK: Final = 32
 SCALE_NAN: Final = 255
 SCALE_MAX: Final = 252
-"""Largest scale byte `encode` writes: with a larger one the element 6 is beyond float32."""
+"""Largest scale byte `choose_scales` gives: with a larger one the element 6 is beyond float32."""
 
 _LARGEST_ELEMENT_EXPONENT: Final = 2  # 6 = 1.5 * 2^2
 _SMALLEST_NORMAL: Final = 1 << 23  # bits of 2^-126
 _INFINITY: Final = 255 << 23
+_NORMAL: Final = 2.0**-126
 
 # Added to the bits of the block's maximum, this carries into the exponent when the mantissa is large enough.
 _CARRY: Final[dict[str, int]] = {
@@ -56,22 +58,7 @@ class MXFP4(NamedTuple):
 
 
 def encode(weight: Tensor, rule: ScaleRule = "floor") -> MXFP4:
-    """Cast a weight to MXFP4, rounding to nearest with ties to the even code and saturating at 6 * scale.
-
-    The rules choose the scale's exponent from the block's largest magnitude m (after MX v1.0, 6.3):
-
-    - `floor`: floor(log2 m) - 2. The paper's and OCP's choice; maxima between 6 and 8 scales saturate.
-    - `even`: the same after rounding m to one mantissa bit, so one higher from m = 1.75 * 2^e on
-      (compressed-tensors).
-    - `rceil`: ceil(log2(m / 6)), the smallest exponent at which nothing saturates (torchao's RCEIL, exact).
-    - `search`: the least squared error among floor - 1, floor and floor + 1; ties go to the lower exponent.
-
-    Cases common to all rules:
-
-    1. A NaN or infinity in a block makes the whole block NaN: scale 255, elements 0.
-    2. A block whose m is zero or a float32 subnormal becomes zeros with scale 0, as in the paper's code.
-    3. The scale byte is clamped to 0..SCALE_MAX, so a finite weight never decodes to an infinity.
-    4. A zero element is always +0 (code 0), also where a negative value was rounded away.
+    """Cast a weight to MXFP4: `choose_scales`, then `encode_with` these scales.
 
     The result depends only on the block's values: not on other rows, the number of threads or the machine.
     Casting a decoded cast again gives the same values, and but for `rceil` the same bytes.
@@ -83,25 +70,74 @@ def encode(weight: Tensor, rule: ScaleRule = "floor") -> MXFP4:
     Raises:
         InputError: K is not a multiple of 32, the dtype is not one of the three, or the rule is unknown.
     """
+    return encode_with(weight, choose_scales(weight, rule))
+
+
+def choose_scales(weight: Tensor, rule: ScaleRule = "floor") -> Tensor:
+    """Choose the scale bytes of a weight's blocks, uint8 [..., N, K/32].
+
+    The rules choose the scale's exponent from the block's largest magnitude m (after MX v1.0, 6.3):
+
+    - `floor`: floor(log2 m) - 2. The paper's and OCP's choice; maxima between 6 and 8 scales saturate.
+    - `even`: the same after rounding m to one mantissa bit, so one higher from m = 1.75 * 2^e on
+      (compressed-tensors).
+    - `rceil`: ceil(log2(m / 6)), the smallest exponent at which nothing saturates (torchao's RCEIL, exact).
+    - `search`: the least squared error among floor - 1, floor and floor + 1; ties go to the lower exponent.
+
+    Cases common to all rules:
+
+    1. A block with a NaN or infinity has scale 255.
+    2. A block whose m is zero or a float32 subnormal has scale 0, as in the paper's code.
+    3. The scale byte is clamped to 0..SCALE_MAX, so a finite weight never decodes to an infinity.
+
+    Args and errors are those of `encode`.
+    """
     if rule not in SCALE_RULES:
         raise InputError(f"there is no MXFP4 scale rule {rule!r}; choose one of {', '.join(SCALE_RULES)}")
-    if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise InputError(
-            f"MXFP4 cannot be cast from {weight.dtype}; give a bfloat16, float16 or float32 weight"
-        )
-    if weight.ndim == 0 or weight.shape[-1] % BLOCK:
-        raise InputError(
-            f"MXFP4 needs an input dimension in blocks of {BLOCK}, but the weight is {list(weight.shape)}; "
-            "pad its columns or leave it uncast"
-        )
+    _check_weight(weight)
     *lead, k = weight.shape
-    rows = weight.detach().reshape(-1, k) if k else weight.new_empty(0, 0)
-    blocks = torch.empty((len(rows), k // 2), dtype=torch.uint8, device=weight.device)
-    scales = torch.empty((len(rows), k // BLOCK), dtype=torch.uint8, device=weight.device)
+    scales = torch.empty((math.prod(lead), k // BLOCK), dtype=torch.uint8, device=weight.device)
+    for part, scale in zip(_rows(weight), scales.split(_rows_a_step(k)), strict=True):
+        scale.copy_(_choose(part.float().reshape(*scale.shape, BLOCK).abs(), rule))
+    return scales.reshape(*lead, k // BLOCK)
+
+
+def encode_with(weight: Tensor, scales: Tensor) -> MXFP4:
+    """Cast a weight to MXFP4 at given scales, rounding to nearest with ties to the even code, saturating at 6.
+
+    1. The elements of a block whose scale is 255 are 0.
+    2. A block whose largest magnitude is zero or a float32 subnormal becomes zeros.
+    3. A zero element is always +0 (code 0), also where a negative value was rounded away.
+
+    Args:
+        weight: as in `encode`, finite but for blocks whose scale is 255.
+        scales: uint8 [..., N, K/32] as `choose_scales` gives them: 0..SCALE_MAX, or 255.
+
+    Raises:
+        InputError: as `encode`, or the scales do not belong to the weight.
+    """
+    _check_weight(weight)
+    *lead, k = weight.shape
+    if scales.dtype != torch.uint8 or list(scales.shape) != [*lead, k // BLOCK]:
+        raise InputError(
+            f"scales {scales.dtype} {list(scales.shape)} do not belong to a weight {list(weight.shape)}; "
+            f"give uint8, one a block of {BLOCK}"
+        )
+    flat = scales.reshape(math.prod(lead), k // BLOCK)
+    blocks = torch.empty((len(flat), k // 2), dtype=torch.uint8, device=weight.device)
     step = _rows_a_step(k)
-    for part, codes, scale in zip(rows.split(step), blocks.split(step), scales.split(step), strict=True):
-        _encode_rows(part, rule, codes, scale)
-    return MXFP4(blocks.reshape(*lead, k // 2), scales.reshape(*lead, k // BLOCK))
+    for part, scale, codes in zip(_rows(weight), flat.split(step), blocks.split(step), strict=True):
+        codes.copy_(_encode_rows(part.float().reshape(*scale.shape, BLOCK), scale).view(codes.shape))
+    return MXFP4(blocks.reshape(*lead, k // 2), scales)
+
+
+def nearest(values: Tensor, scales: Tensor) -> Tensor:
+    """Round float32 `values` to what MXFP4 holds at the scale bytes `scales` (uint8, 0..SCALE_MAX, broadcast).
+
+    A zero may be negative here; otherwise these are the values that `encode_with` writes and `decode` reads.
+    """
+    codes = _round(values.abs() * _reciprocal(scales.int()))
+    return torch.copysign(_magnitude(codes) * scales.view(torch.float8_e8m0fnu).float(), values)
 
 
 def decode(blocks: Tensor, scales: Tensor) -> Tensor:
@@ -149,25 +185,46 @@ def check(blocks: Tensor, scales: Tensor) -> None:
         )
 
 
+def _check_weight(weight: Tensor) -> None:
+    if weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise InputError(
+            f"MXFP4 cannot be cast from {weight.dtype}; give a bfloat16, float16 or float32 weight"
+        )
+    if weight.ndim == 0 or weight.shape[-1] % BLOCK:
+        raise InputError(
+            f"MXFP4 needs an input dimension in blocks of {BLOCK}, but the weight is {list(weight.shape)}; "
+            "pad its columns or leave it uncast"
+        )
+
+
+def _rows(weight: Tensor) -> tuple[Tensor, ...]:
+    *lead, k = weight.shape
+    return weight.detach().reshape(math.prod(lead), k).split(_rows_a_step(k))
+
+
 def _rows_a_step(k: int) -> int:
     return max(1, _CHUNK // max(1, k))
 
 
-def _encode_rows(weight: Tensor, rule: ScaleRule, blocks: Tensor, scales: Tensor) -> None:
-    """Cast `weight` [n, K] into the uint8 outputs `blocks` [n, K/2] and `scales` [n, K/32]."""
-    values = weight.float().reshape(*scales.shape, BLOCK)
-    magnitudes = values.abs()
+def _choose(magnitudes: Tensor, rule: ScaleRule) -> Tensor:
+    """Return the scale bytes of blocks with `magnitudes` [n, K/32, 32], as int32 [n, K/32]."""
+    if not magnitudes.numel():
+        return magnitudes.new_zeros(magnitudes.shape[:-1], dtype=torch.int32)
     bits = magnitudes.amax(-1).view(torch.int32)
     scale = _clamp(((bits + _CARRY[rule]) >> 23) - _LARGEST_ELEMENT_EXPONENT)
     if rule == "search":
         scale = _least_error(magnitudes, scale)
-    codes = _round(magnitudes * _reciprocal(scale)).to(torch.uint8)
-    codes |= ((values < 0) & (codes > 0)).to(torch.uint8) << 3
+    return scale.masked_fill(bits < _SMALLEST_NORMAL, 0).masked_fill(bits >= _INFINITY, SCALE_NAN)
 
-    zero, nan = bits < _SMALLEST_NORMAL, bits >= _INFINITY
-    codes.masked_fill_((zero | nan).unsqueeze(-1), 0)
-    scales.copy_(scale.masked_fill(zero, 0).masked_fill(nan, SCALE_NAN))
-    blocks.copy_((codes[..., 0::2] | codes[..., 1::2] << 4).view(blocks.shape))
+
+def _encode_rows(values: Tensor, scales: Tensor) -> Tensor:
+    """Cast `values` [n, K/32, 32] to blocks, uint8 [n, K/32, 16], at `scales` uint8 [n, K/32]."""
+    magnitudes = values.abs()
+    codes = _round(magnitudes * _reciprocal(_clamp(scales.int())).unsqueeze(-1)).to(torch.uint8)
+    codes |= ((values < 0) & (codes > 0)).to(torch.uint8) << 3
+    tiny = (magnitudes < _NORMAL).all(-1)
+    codes.masked_fill_((tiny | (scales == SCALE_NAN)).unsqueeze(-1), 0)
+    return codes[..., 0::2] | codes[..., 1::2] << 4
 
 
 def _least_error(magnitudes: Tensor, floor: Tensor) -> Tensor:
@@ -188,9 +245,8 @@ def _least_error(magnitudes: Tensor, floor: Tensor) -> Tensor:
 def _squared_error(magnitudes: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
     """Return each block's squared error at `scale`, as float64 in units of the scale byte `unit`."""
     ratio = torch.exp2((scale - unit).float()).unsqueeze(-1)
-    codes = _round(magnitudes * _reciprocal(scale))
-    rounded = torch.maximum(torch.maximum(codes * 0.5, codes - 2), codes * 2 - 8) * ratio
-    error = (magnitudes * _reciprocal(unit)).double() - rounded
+    codes = _round(magnitudes * _reciprocal(scale).unsqueeze(-1))
+    error = (magnitudes * _reciprocal(unit).unsqueeze(-1)).double() - _magnitude(codes) * ratio
     error.square_()
     # Not sum(): its order, and with it the choice between two nearly equal scales, differs between CPUs.
     for half in (16, 8, 4, 2, 1):
@@ -204,8 +260,22 @@ def _round(x: Tensor) -> Tensor:
     The code as a function of the value is a concave line of three pieces, of slope 2 up to 2, 1 up to 4 and
     1/2 beyond, so it is the least of the three. Each is rounded before its offset is added, hence exactly.
     """
-    code = torch.minimum((x * 2).round_(), x.round().add_(2))
-    return torch.minimum(code, (x * 0.5).round_().add_(4)).clamp_(max=7)
+    x = x.clamp(max=8)
+    code = torch.minimum(_whole(x * 2), _whole(x.clone()).add_(2))
+    return torch.minimum(code, _whole(x * 0.5).add_(4)).clamp_(max=7)
+
+
+def _whole(x: Tensor) -> Tensor:
+    """Round 0 <= `x` <= 2^22 in place to a whole number, ties to even: floats from 2^23 on have no fractions.
+
+    Tensor.round starts all threads even for a row of a matrix, and is ten times as slow there.
+    """
+    return x.add_(2.0**23).sub_(2.0**23)
+
+
+def _magnitude(codes: Tensor) -> Tensor:
+    """Return the values of the codes 0 to 7: a convex line of three pieces, hence the greatest of the three."""
+    return torch.maximum(torch.maximum(codes * 0.5, codes - 2), codes * 2 - 8)
 
 
 def _clamp(scale: Tensor) -> Tensor:
@@ -213,8 +283,8 @@ def _clamp(scale: Tensor) -> Tensor:
 
 
 def _reciprocal(scale: Tensor) -> Tensor:
-    """Return 2^(127 - scale) as float32 [..., 1]: a normal number for every scale up to SCALE_MAX."""
-    return ((254 - scale) << 23).view(torch.float32).unsqueeze(-1)
+    """Return 2^(127 - scale) as float32: a normal number for every scale up to SCALE_MAX."""
+    return ((254 - scale) << 23).view(torch.float32)
 
 
 def _pairs() -> Tensor:

@@ -1,0 +1,55 @@
+"""Text to calibrate on, as tokens: the beginning of a file, in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from specqd.errors import InputError
+from specqd.program import ModelInfo
+from specqd.runtime.text import Text
+
+__all__ = ["read_file", "tokenizer"]
+
+_PIECE = 512
+"""Positions of one text at most: attention's memory grows with the square."""
+
+
+def tokenizer(model: ModelInfo) -> Text | None:
+    """Return the model's tokenizer, if the model came with one."""
+    found = next((Path(file) for file in model.tokenizer_files if Path(file).name == "tokenizer.json"), None)
+    return None if found is None else Text(found.parent, model.vocab_size)
+
+
+def read_file(path: str, model: ModelInfo, tokens: int) -> list[list[int]]:
+    """Return the first `tokens` tokens of a UTF-8 file in texts of at most 512; each begins with BOS if the first does.
+
+    Raises:
+        InputError: the file cannot be read as UTF-8 or is too short, or the model has no tokenizer.
+        ArtifactError: the tokenizer cannot be read.
+    """
+    text = tokenizer(model)
+    if text is None:
+        raise InputError(
+            f"{path} cannot be calibrated on: the model came without tokenizer.json; add it, or leave out text="
+        )
+    try:
+        ids = text.encode(Path(path).expanduser().read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the calibration text {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the calibration text {path} is not UTF-8 (byte {error.start}): convert it"
+        ) from error
+    if len(ids) < tokens:
+        raise InputError(
+            f"the calibration text {path} holds {len(ids)} tokens, fewer than tokens={tokens}: give a longer text, or "
+            "fewer tokens"
+        )
+    begin = [ids[0]] if ids[0] == model.bos_token_id else []
+    rest, size = ids[len(begin) : tokens], piece(model) - len(begin)
+    return [begin + rest[at : at + size] for at in range(0, len(rest), size)]
+
+
+def piece(model: ModelInfo) -> int:
+    """Return how many tokens a text has at most."""
+    return min(_PIECE, model.max_positions or _PIECE)
