@@ -162,7 +162,7 @@ def _(x, values, scales, bias):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("specqd::linear_refined", mutates_args=())
 def linear_refined(
-    x: Tensor, blocks: Tensor, scales: Tensor, weight: Tensor, bias: Tensor | None, best: int
+    x: Tensor, blocks: Tensor, scales: Tensor, bias: Tensor | None, weight: Tensor, best: int
 ) -> Tensor:
     """`linear_mxfp4`, of whose result the largest channels of each row are computed again from `weight [N, K]`.
 
@@ -180,5 +180,5 @@ def linear_refined(
 
 
 @linear_refined.register_fake
-def _(x, blocks, scales, weight, bias, best):  # type: ignore[no-untyped-def]
+def _(x, blocks, scales, bias, weight, best):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], blocks.shape[0])

@@ -33,7 +33,7 @@ def test_the_largest_groups_are_exact_and_the_others_are_the_preview(channels: i
     x = torch.randn(1, 5, DIM, generator=rng)
     weight, bias = torch.randn(channels, DIM, generator=rng), torch.randn(channels, generator=rng)
     cast = mxfp4.encode(weight, "search")
-    got = torch.ops.specqd.linear_refined(x, *cast, weight, bias, best)[0]
+    got = torch.ops.specqd.linear_refined(x, *cast, bias, weight, best)[0]
     preview, exact = x[0] @ mxfp4.decode(*cast).T + bias, x[0] @ weight.T + bias
     for row in range(5):
         groups = [range(i, min(i + 16, channels)) for i in range(0, channels, 16)]
@@ -55,13 +55,14 @@ def test_compiled_code_computes_the_same_groups_again(isa: str, dtype: torch.dty
     blocks, scales = mxfp4.encode(preview, "floor")
     weights = {"table": table, "blocks": blocks, "scales": scales, "weight": weight}
     rows = graph.call_function(torch.ops.aten.embedding.default, (graph.get_attr("table"), tokens))
-    stored = [graph.get_attr(name) for name in ("blocks", "scales", "weight")]
-    graph.output(graph.call_function(torch.ops.specqd.linear_refined.default, (rows, *stored, None, 3)))
+    codes, exponents, exact_weight = (graph.get_attr(name) for name in ("blocks", "scales", "weight"))
+    arguments = (rows, codes, exponents, None, exact_weight, 3)
+    graph.output(graph.call_function(torch.ops.specqd.linear_refined.default, arguments))
     program = Program({"target": Entry("target", graph)}, weights, ModelInfo("toy", 33, 64))
     compiled = Compiled(program, isa)
     x = table[[3, 9, 27, 5]]
     quantised = torch.stack([_rounded(row) for row in x])
-    with_preview = torch.ops.specqd.linear_refined(quantised[None], blocks, scales, preview, None, 3)[0]
+    with_preview = torch.ops.specqd.linear_refined(quantised[None], blocks, scales, None, preview, 3)[0]
     exact = x @ weight.float().T
     got = torch.from_numpy(compiled.feed("target", [3, 9, 27, 5], 0))
     again = (got - exact).abs() < 1e-4
@@ -73,6 +74,7 @@ def test_compiled_code_computes_the_same_groups_again(isa: str, dtype: torch.dty
         third = maxima[row].sort(descending=True).values[2]
         assert groups[row][maxima[row] > third + 0.05].all()
         assert groups[row].sum() >= 3
+        assert not groups[row][maxima[row] < third - 0.05].any()
 
 
 def _rounded(row: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,10 @@ class Function:
         self.tokens = self.step.parameter("tokens", "tokens", "int32", (rows,))
         self.start = self.step.parameter("start", "start", "int32", (1,))
         self.stacks: dict[fx.Node, tuple[fx.Node, ...]] = {}
-        self.into: dict[fx.Node, Any] = {}
+        output = next(n for n in entry.graph.nodes if n.op == "output").args[0]
+        self.output = output if isinstance(output, fx.Node) else output[0]
+        size = self.output.meta["val"].numel()
+        self.into = {self.output: self.step.parameter("logits", "logits", "float32", (size,))}
         self.layers: dict[fx.Node, tuple[int, int]] = {}
 
     # -- the walk -----------------------------------------------------------------------------------------------
@@ -70,11 +73,6 @@ class Function:
             if n.op == "get_attr":
                 n.meta["stored"] = str(self.program.weights[str(n.target)].dtype)
         self._placeholders()
-        output = next(n for n in self.entry.graph.nodes if n.op == "output").args[0]
-        self.output = output if isinstance(output, fx.Node) else output[0]
-        self.into[self.output] = self.step.parameter(
-            "logits", "logits", "float32", (self.output.meta["val"].numel(),)
-        )
         nodes = [n for n in self.entry.graph.nodes if n.op == "call_function"]
         loop = find_loop(nodes)
         if loop is None:

@@ -66,7 +66,7 @@ def _integer(f: Any, kind: str, value: Value, values: fx.Node, scales: fx.Node, 
 
 
 def _linear_refined(f: Any, node: fx.Node, chain: list[fx.Node]) -> Value:
-    x, codes, scales, weight, bias, best = node.args
+    x, codes, scales, bias, weight, best = node.args
     result = _Result(f, node, chain, bias)
     value = f.argument(x)
     _integer(f, "mxfp4", value, codes, scales, result)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -16,7 +16,7 @@ from specqd.program import Entry, Program
 
 from . import int8, mxfp4
 
-__all__ = ["CastMXFP4", "Decision", "Head", "cast", "decide"]
+__all__ = ["CastMXFP4", "Decision", "Head", "cast", "decide", "packed", "unsuitable"]
 
 Head = Literal["keep", "int8", "mxfp4"]
 Decision = tuple[fx.Node, str | Refusal]
@@ -72,7 +72,7 @@ def decide(program: Program, entry: Entry, lm_head: Head, keep: tuple[str, ...])
     for node in entry.graph.nodes:
         if calls(node, *_PRODUCTS):
             form = lm_head if node is last else "mxfp4"
-            reason = _unsuitable(program, node, form, keep)
+            reason = unsuitable(program, node, form, keep)
             decided.append((node, Refusal(node.name, reason) if reason else form))
     return decided
 
@@ -86,15 +86,14 @@ def cast(
             yield form
         elif form == "int8":
             values, scales = int8.encode(program.weights[str(weight_of(node))])
-            parts = {"int8_values": values, "int8_scales": scales}
-            yield _packed(program, node, ops.linear_int8.default, parts)
+            parts = {"values": values, "scales": scales}
+            yield packed(program, node, ops.linear_int8.default, "int8", parts)
         else:
-            blocks, scales = encode(node)
-            parts = {"mxfp4_blocks": blocks, "mxfp4_scales": scales}
-            yield _packed(program, node, ops.linear_mxfp4.default, parts)
+            yield packed(program, node, ops.linear_mxfp4.default, "mxfp4", encode(node)._asdict())
 
 
-def _unsuitable(program: Program, node: fx.Node, form: str, keep: tuple[str, ...]) -> str | None:
+def unsuitable(program: Program, node: fx.Node, form: str, keep: tuple[str, ...] = ()) -> str | None:
+    """Say why a product cannot be cast to a form ("keep", "int8", "mxfp4"), or None."""
     if not calls(node, aten.linear):
         return _not_linear(node)
     name = weight_of(node)
@@ -119,10 +118,18 @@ def _not_linear(node: fx.Node) -> str:
     return "it is a product of two activations or of gathered weights, not a linear"
 
 
-def _packed(
-    program: Program, node: fx.Node, target: torch._ops.OpOverload, parts: dict[str, torch.Tensor]
+def packed(
+    program: Program,
+    node: fx.Node,
+    target: torch._ops.OpOverload,
+    form: str,
+    parts: Mapping[str, torch.Tensor],
+    *more: fx.Node | int,
 ) -> fx.Node:
-    names = [add_weight(program, f"{weight_of(node)}.{part}", tensor) for part, tensor in parts.items()]
+    """Put `target(input, parts of the weight, bias, *more)` in the place of a linear; return the new node."""
+    names = [
+        add_weight(program, f"{weight_of(node)}.{form}_{part}", tensor) for part, tensor in parts.items()
+    ]
     weights = [read_weight(node, name) for name in names]
     given = arguments(node)
-    return replace(node, target, (given["input"], *weights, given["bias"]))
+    return replace(node, target, (given["input"], *weights, given["bias"], *more))
