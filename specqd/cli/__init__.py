@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     with _noted_signals() as received:
         try:
-            code = _run(sys.argv[1:] if arguments is None else arguments)
+            code = _run(sys.argv[1:] if arguments is None else arguments, received)
             # What is still buffered would otherwise fail where nothing can be said about it.
             sys.stdout.flush()
         except KeyboardInterrupt:
@@ -46,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _run(arguments: Sequence[str]) -> int:
-    """Return the exit code of a command; raises what the command raises, wrong usage as SpecqdError."""
+def _run(arguments: Sequence[str], received: list[int]) -> int:
+    """Return the exit code of a command; raises what the command raises, wrong usage as SpecqdError.
+
+    The command finds the signals `received` so far as its context's `obj`.
+    """
     import typer
 
     from specqd.cli import bench, compile, demo, explain, fetch, generate, inspect, passes  # noqa: F401
@@ -56,7 +59,8 @@ def _run(arguments: Sequence[str]) -> int:
     # Of its errors of usage typer has a public name for this kind alone.
     usage_error = cast(type[Exception], typer.BadParameter.__base__)
     try:
-        return app(args=list(arguments) or ["--help"], prog_name="specqd", standalone_mode=False) or 0
+        given = list(arguments) or ["--help"]
+        return app(args=given, prog_name="specqd", standalone_mode=False, obj=received) or 0
     except typer.Abort:
         return 130
     except usage_error as error:
@@ -69,7 +73,8 @@ def _run(arguments: Sequence[str]) -> int:
 def _noted_signals() -> Iterator[list[int]]:
     """Let SIGINT and SIGTERM unwind the stack, so that cleaning up is done, and yield the list of those that came.
 
-    The exceptions alone would not do: TVM makes errors of its own from those that pass through it.
+    The exceptions alone would not do: TVM makes errors of its own from those that pass through it, and one that is
+    raised while Python collects garbage is lost.
     """
     received: list[int] = []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated
 
@@ -17,6 +16,7 @@ __all__ = ["generate"]
 
 @app.command()
 def generate(
+    context: typer.Context,
     directory: ArtifactDir,
     prompt: Annotated[
         str,
@@ -59,15 +59,6 @@ def generate(
 
     text = _text(prompt)
     model = load(directory, threads)
-    interrupted = False
-
-    def interrupt(*_: object) -> None:
-        # Noted as well as raised: an exception is lost if it comes while Python collects garbage.
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
     try:
         pieces = model.stream(
             text, new_tokens, speculate=speculate, draft_length=draft_length, plan=plan, raw=raw
@@ -75,18 +66,16 @@ def generate(
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-            if interrupted:
+            if context.obj:
                 break
     except KeyboardInterrupt:
         pass
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.write("\n")
     sys.stdout.flush()
     if stats:
         print(_summary(model.last, model.engine.threads), file=sys.stderr)
-    if interrupted:
-        raise typer.Exit(130)
+    if context.obj:
+        raise typer.Exit(128 + context.obj[0])
 
 
 def _text(prompt: str) -> str:
