@@ -54,43 +54,11 @@ def _of(kind: str, **changes: Any) -> Callable[[], PretrainedConfig]:
     return lambda: getattr(transformers, f"{kind}Config")(**fields)
 
 
-def _gpt2() -> PretrainedConfig:
-    return transformers.GPT2Config(
-        vocab_size=VOCAB,
-        n_embd=48,
-        n_layer=3,
-        n_head=4,
-        n_inner=56,
-        n_positions=POSITIONS,
-        scale_attn_by_inverse_layer_idx=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-
-
-def _bigcode() -> PretrainedConfig:
-    return transformers.GPTBigCodeConfig(
-        vocab_size=VOCAB,
-        n_embd=48,
-        n_layer=3,
-        n_head=6,
-        n_inner=56,
-        n_positions=POSITIONS,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-
-
-def _ctrl() -> PretrainedConfig:
-    return transformers.CTRLConfig(
-        vocab_size=VOCAB,
-        n_embd=48,
-        n_layer=3,
-        n_head=6,
-        dff=56,
-        n_positions=POSITIONS,
-        bos_token_id=1,
-        eos_token_id=2,
+def _gpt(kind: str, **changes: Any) -> Callable[[], PretrainedConfig]:
+    """The same in the words of GPT-2's configuration."""
+    common = {"vocab_size": VOCAB, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": POSITIONS}
+    return lambda: getattr(transformers, f"{kind}Config")(
+        **(common | {"bos_token_id": 1, "eos_token_id": 2} | changes)
     )
 
 
@@ -144,7 +112,7 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
         logit_scale=0.5,
         layer_types=_ALTERNATING,
     ),
-    "gpt2": _gpt2,
+    "gpt2": _gpt("GPT2", n_head=4, n_inner=56, scale_attn_by_inverse_layer_idx=True),
     "opt": _of("OPT", ffn_dim=56, word_embed_proj_dim=24, intermediate_size=None, num_key_value_heads=None),
     "starcoder2": _of("Starcoder2", sliding_window=WINDOW),
     "mixtral": _of("Mixtral", **_MIXTURE, sliding_window=WINDOW),
@@ -168,11 +136,11 @@ FURTHER: dict[str, Callable[[], PretrainedConfig]] = {
     "apertus": _of("Apertus"),
     "arcee": _of("Arcee", **_WIDE_HEADS),
     "biogpt": _of("BioGpt", num_key_value_heads=None),
-    "ctrl": _ctrl,
+    "ctrl": _gpt("CTRL", dff=56),
     "ernie4_5": _of("Ernie4_5", **_WIDE_HEADS, use_bias=True),
     "exaone4": _of("Exaone4", num_hidden_layers=4, sliding_window=WINDOW, layer_types=_ALTERNATING),
     "glm4": _of("Glm4", head_dim=8, rope_parameters=_PARTIAL),
-    "gpt_bigcode": _bigcode,
+    "gpt_bigcode": _gpt("GPTBigCode", n_inner=56),
     "helium": _of("Helium", head_dim=8),
     "hunyuan_v1_dense": _of("HunYuanDenseV1", **_WIDE_HEADS),
     "ministral3": _of("Ministral3", **_WIDE_HEADS, rope_parameters=_SCALED_BY_POSITION),
