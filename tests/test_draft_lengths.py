@@ -103,11 +103,13 @@ def test_entropy_stops_at_the_bound_and_moves_its_threshold():
 def test_the_heuristic_adds_two_and_takes_one():
     rule = length_rule("heuristic:4/7")
     seen = []
-    for agreed in (None, 4, 7, 2, 0):
+    for agreed in (None, 4, 6, 2, 0):
         if agreed is not None:
             rule.learn(rule.choose(1.0), agreed, 0.0, 0.0)
         seen.append(rule.choose(1.0))
-    assert seen == [4, 6, 5, 4, 3]
+    assert seen == [4, 6, 7, 6, 5]
+    rule.learn(2, 2, 0.0, 0.0)  # cut short by the end of the text
+    assert rule.choose(1.0) == 5
     for _ in range(9):
         rule.learn(rule.choose(1.0), 0, 0.0, 0.0)
     assert rule.choose(1.0) == 1

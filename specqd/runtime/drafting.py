@@ -100,9 +100,10 @@ class HeuristicLength(FixedLength):
 
     def learn(self, drafted: int, agreed: int, draft_seconds: float, verify_seconds: float) -> None:
         """Lengthen or shorten; a round cut short by the end of the text says nothing."""
-        if drafted:
-            longer = agreed == drafted == self._length
-            self._length = min(self._length + 2, self._most) if longer else max(1, self._length - 1)
+        if agreed < drafted:
+            self._length = max(1, self._length - 1)
+        elif drafted >= self._length:
+            self._length = min(self._length + 2, self._most)
 
 
 def length_rule(text: str) -> DraftLength:
