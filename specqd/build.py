@@ -65,8 +65,7 @@ def compile_model(
     """
     target = Path(target)
     demand_free(target, is_artifact if force else None)
-    if plan is not None:
-        Plan.parse(plan)
+    parsed = None if plan is None else Plan.parse(plan)
     if context is not None and (pipeline is not None or context < 1):
         raise InputError(
             f"the context of {context} cannot be used: give 1 or more, and with a pipeline of your own say "
@@ -74,7 +73,7 @@ def compile_model(
         )
     tell = progress or (lambda what, done, of: None)
     try:
-        return _compile(source, target, drafts or {}, pipeline, context, isa, plan, force, tell)
+        return _compile(source, target, drafts or {}, pipeline, context, isa, parsed, force, tell)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -91,7 +90,7 @@ def _compile(
     pipeline: str | None,
     context: int | None,
     isa: str,
-    plan: str | None,
+    plan: Plan | None,
     force: bool,
     tell: Progress,
 ) -> Manifest:
@@ -118,6 +117,8 @@ def _compile(
         tell("rewriting the graph", min(done, len(steps.steps)), len(steps.steps))
 
     program = steps(program, watch, tell=tell)
+    plan = plan or Plan.usual(program.chain)
+    plan.demand(program.chain)
     compiled = build(program, instructions, progress=tell, cache=_library_cache())
     written, total = 0, sum(_distinct_weights(compiled.functions).values())
 
@@ -165,7 +166,7 @@ def _fitting(context: int | None, program: Program) -> int:
     return context or min(DEFAULT_CONTEXT, most)
 
 
-def _facts(program: Program, pipeline: str, plan: str | None) -> dict[str, Any]:
+def _facts(program: Program, pipeline: str, plan: Plan) -> dict[str, Any]:
     model = program.model
     return {
         "family": model.family,
@@ -176,7 +177,7 @@ def _facts(program: Program, pipeline: str, plan: str | None) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "eos_token_ids": model.eos_token_ids,
         "bos_token_id": model.bos_token_id,
-        "plan": str(Plan.parse(plan) if plan else Plan.usual(program.chain)),
+        "plan": str(plan),
         "levels": {name: _level(program, name) for name in program.chain},
         "refusals": tuple(
             Refused(step=event.step, entry=event.entry, node=node, why=why)

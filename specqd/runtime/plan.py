@@ -76,6 +76,18 @@ class Plan:
             return cls(target)
         return cls(target, ((Link(_SEARCH, 4), Link(drafts[-1])), (Link(_SEARCH, 3),)))
 
+    def demand(self, entries: Collection[str]) -> None:
+        """Check that all levels are among `entries` or need none; raises InputError naming the first that is not."""
+        for name in (
+            self.target,
+            *(link.name for level in self.levels for link in level if not link.searches),
+        ):
+            if name not in entries:
+                raise InputError(
+                    f"the plan names a level {name!r}, which the artifact has not; it has {', '.join(entries)}, and "
+                    f"any artifact has {_SEARCH}"
+                )
+
     def __str__(self) -> str:
         """Give the text that `parse` reads."""
         return " <- ".join([self.target, *(" | ".join(map(str, level)) for level in self.levels)])
@@ -93,6 +105,7 @@ class Plan:
         Raises:
             InputError: the artifact lacks an entry of the plan, or a rule is unknown.
         """
+        self.demand(engine.entries)
         shares = self._shares(engine)
         rules = {} if rules is None else rules
         below: list[Source] = []
@@ -112,11 +125,6 @@ class Plan:
         """Say which compiled level works on the cache of the one that asks it."""
 
         def caches(name: str) -> frozenset[str]:
-            if name not in engine.entries:
-                raise InputError(
-                    f"the plan names a level {name!r}, which the artifact has not; it has "
-                    f"{', '.join(engine.entries)}, and any artifact has {_SEARCH}"
-                )
             return frozenset(engine.manifest.sizes("cache", name))
 
         asking = taken = caches(self.target)
