@@ -11,7 +11,6 @@ from toy import CAPACITY, EOS, VOCAB, compile_toy, model_next, save_toy, table
 
 from specqd.errors import InputError
 from specqd.runtime.levels import Round
-from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.model import Model, load
 from specqd.runtime.plan import Plan
 
@@ -108,39 +107,6 @@ def test_the_usual_plan():
     assert str(Plan.usual(["target", "sibling", "draft"])) == (
         "target <- suffix:4@adaptive | draft@adaptive <- suffix:3@adaptive"
     )
-
-
-def longest_match(tokens: list[int], shortest: int, want: int) -> list[list[int]]:
-    """All continuations that a longest match allows, by brute force."""
-    size, best, found = len(tokens), shortest, []
-    for place in range(1, size):
-        agreed = 0
-        while agreed < place and tokens[place - 1 - agreed] == tokens[size - 1 - agreed]:
-            agreed += 1
-        if agreed >= best:
-            found = found if agreed == best else []
-            best = agreed
-            found.append([tokens[place + i % (size - place)] for i in range(want)])
-    return found
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.integers(1, 3),
-    st.lists(st.tuples(st.integers(0, 30), st.lists(st.integers(0, 2), max_size=6)), max_size=8),
-)
-def test_lookup_finds_the_longest_recurrence_also_after_retractions(
-    shortest: int, edits: list[tuple[int, list[int]]]
-):
-    search, text = SuffixLookup(shortest), [0, 1]
-    for cut, added in edits:
-        kept = max(1, len(text) - cut)
-        search.keep(kept)
-        text = text[:kept] + added
-        found = search.propose(text, 4)
-        allowed = longest_match(text, shortest, 4)
-        # Beyond 32 tokens, and beyond the 32 latest places, it does not look.
-        assert found in allowed if allowed else found == []
 
 
 def test_artifacts_of_one_level_decode_plainly(tmp_path: Path):
