@@ -239,3 +239,17 @@ def test_a_reader_that_leaves_is_no_error(toy: Path):
         ["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ
     )
     assert "Traceback" not in done.stderr
+
+
+def test_the_demo_counts_bytes_of_passes_and_not_of_tokens_that_were_looked_up(toy: Path):
+    from specqd.cli.demo import _bytes_per_token
+    from specqd.runtime.model import load
+
+    model = load(toy)
+    stats = model.generate([1, 2, 3], 60, plan="target <- suffix:1@fixed:3", ignore_eos=True).stats
+    assert stats.drafted > 0
+    step = model.engine.step_bytes("target", 1, 33)
+    assert _bytes_per_token(model, [stats]) == pytest.approx(stats.rounds * step / 59)
+    both = model.generate([1, 2, 3], 60, plan="target <- draft@fixed:3", ignore_eos=True).stats
+    drafts = both.levels[0].passes * model.engine.step_bytes("draft", 1, 33)
+    assert _bytes_per_token(model, [both]) == pytest.approx((both.rounds * step + drafts) / 59)

@@ -129,10 +129,10 @@ def _table(model: Model, pairs: list[tuple[Generation, Generation]]) -> None:
 def _bytes_per_token(model: Model, side: list[Stats]) -> float:
     """Weights and cache that all passes, the draft's too, read for each new token; caches as at half way."""
     engine, total = model.engine, 0.0
-    target, *drafts = engine.manifest.chain
+    target = engine.manifest.chain[0]
     for stats in side:
         middle = stats.prompt_tokens + stats.new_tokens // 2
         total += stats.rounds * engine.step_bytes(target, 1, middle)
-        if stats.drafted:
-            total += stats.drafted * engine.step_bytes(drafts[0], 1, middle)
+        compiled = [level for level in stats.levels if level.name in engine.entries]
+        total += sum(level.passes * engine.step_bytes(level.name, 1, middle) for level in compiled)
     return total / sum(stats.new_tokens - 1 for stats in side)
