@@ -84,7 +84,7 @@ def build(
             propagate(program, entry, rows)
             entry = last_row(entry)
         propagate(program, entry, rows)
-        primitives[symbol], parameters = lower(program, entry, isa, rows, symbol)
+        primitives[symbol], parameters = lower(program, entry, isa, rows, symbol, last_only)
         args = tuple(
             Arg(name=p.name, kind=p.kind, dtype=p.dtype, shape=p.shape, gathered=p.gathered)
             for p in parameters

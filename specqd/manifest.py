@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "BLOCK",
     "SCHEMA_VERSION",
     "Arg",
     "Compiled",
@@ -22,7 +23,10 @@ __all__ = [
     "Refused",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+#: positions in a block of a cache
+BLOCK = 16
 
 
 class _Record(BaseModel):
@@ -32,15 +36,19 @@ class _Record(BaseModel):
 class Arg(_Record):
     """One positional argument of a compiled function: a contiguous CPU tensor.
 
-    `kind` says who owns it: `tokens int32 [rows]`, `start int32 [1]` (position of the first row), `next`
-    (int32, the greedy choices), `sums` (float32 `[rows, 2]`: how sure they are, see codegen/kernels/argmax.py)
-    and `logits` (float32) are the caller's; a `cache` is state, shared by all
-    functions that name it; a `scratch` means nothing between calls; a `weight` lies in the weight file.
-    `gathered`: only one row a token is read of it.
+    `kind` says who owns it: `tokens`, `positions` and `tables` (int32 `[rows]`: what is fed, where in its sequence
+    it stands, and where the table of the sequence begins in `blocks`), `next` (int32, the greedy choices), `sums`
+    (float32 `[rows, 2]`: how sure they are, see codegen/kernels/argmax.py) and `logits` (float32) are the caller's;
+    a `cache` is state, shared by all functions that name it, of any number of blocks of 16 positions, and its shape
+    that of one block; `blocks` (int32, of any size) are the tables that say which blocks hold a sequence; a
+    `scratch` means nothing between calls; a `weight` lies in the weight file. `gathered`: only one row a token is
+    read of it.
     """
 
     name: str
-    kind: Literal["tokens", "start", "next", "sums", "logits", "cache", "scratch", "weight"]
+    kind: Literal[
+        "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "cache", "scratch", "weight"
+    ]
     dtype: str
     shape: tuple[int, ...]
     gathered: bool = False
@@ -52,7 +60,10 @@ class Arg(_Record):
 
 
 class Function(_Record):
-    """A compiled function of `rows` consecutive positions; `last_only`: it outputs the last row only."""
+    """A compiled function of `rows` rows, each any position of any sequence.
+
+    `last_only`: they must be consecutive positions of one sequence, and it outputs the last only.
+    """
 
     entry: str
     rows: int
@@ -95,7 +106,7 @@ class Manifest(_Record):
     specqd.runtime.plan); `isa`, `triple` and `cpu_features` (LLVM's names) what the CPU must have.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     specqd_version: str
     family: str
     source: str
@@ -130,10 +141,15 @@ class Manifest(_Record):
                         found[arg.name] = max(found.get(arg.name, 0), arg.nbytes)
         return found
 
+    def cache_bytes(self, positions: int) -> int:
+        """Bytes of all caches that hold so many positions."""
+        return -(-positions // BLOCK) * sum(self.sizes("cache").values())
+
     @property
     def memory(self) -> int:
-        """Bytes that running takes beyond the interpreter, estimated: weights once, caches and scratch."""
-        return sum(sum(self.sizes(kind).values()) for kind in ("weight", "cache", "scratch", "logits"))
+        """Bytes that running takes beyond the interpreter, estimated: weights once, full caches and scratch."""
+        rest = sum(sum(self.sizes(kind).values()) for kind in ("weight", "scratch", "logits"))
+        return rest + self.cache_bytes(self.capacity)
 
 
 @dataclass(frozen=True)

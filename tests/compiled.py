@@ -22,6 +22,7 @@ from specqd.codegen.lower.last_row import last_row
 from specqd.codegen.lower.step import Parameter
 from specqd.codegen.pack import pack
 from specqd.frontends import capture
+from specqd.manifest import BLOCK
 from specqd.passes import Pipeline
 from specqd.program import Program
 from specqd.reference import propagate
@@ -82,7 +83,7 @@ def lowered(program: Program, entry: str, rows: int, isa: ISA = NATIVE, last_onl
         given = last_row(given)
         propagate(program, given, rows)
     symbol = f"{entry}_{rows}"
-    return Lowered(symbol, *lower(program, given, isa, rows, symbol))
+    return Lowered(symbol, *lower(program, given, isa, rows, symbol, last_only))
 
 
 def jit(functions: dict[str, Any], isa: ISA = NATIVE) -> Any:
@@ -115,23 +116,40 @@ class Compiled:
     """The entries of a program, compiled for one number of rows when that is first fed.
 
     Everything is kept in numpy arrays: `caches` by name, shared by all functions; scratch and outputs are filled
-    with nonsense before each call, since nobody may rely on what they hold.
+    with nonsense before each call, since nobody may rely on what they hold. The caches hold `SEQUENCES` sequences,
+    whose blocks of positions lie scattered.
     """
+
+    SEQUENCES = 3
 
     def __init__(self, program: Program, isa: str | None = None) -> None:
         self.program, self.isa = program, TABLE[isa] if isa else NATIVE
         self.caches: dict[str, np.ndarray] = {}
         self._weights: dict[str, Any] = {}
+        most = max((c.capacity for c in program.caches.values()), default=BLOCK)
+        self.pool = self.SEQUENCES * -(-most // BLOCK)
+        self.blocks = array((self.pool,), "int32")
+        self.blocks[:] = np.random.default_rng(0).permutation(self.pool)
         self._functions: dict[tuple[str, int, bool], tuple[Any, list[Any], dict[str, np.ndarray]]] = {}
 
-    def feed(self, entry: str, tokens: Sequence[int], start: int, last_only: bool = False) -> np.ndarray:
+    def feed(
+        self, entry: str, tokens: Sequence[int], start: int, last_only: bool = False, sequence: int = 0
+    ) -> np.ndarray:
         """Feed consecutive positions from `start`; return logits float32 `[rows or 1, vocab]`."""
-        call, arguments, arrays = self._function(entry, len(tokens), last_only)
+        return self.feed_rows(entry, [(t, start + i, sequence) for i, t in enumerate(tokens)], last_only)
+
+    def feed_rows(
+        self, entry: str, rows: Sequence[tuple[int, int, int]], last_only: bool = False
+    ) -> np.ndarray:
+        """Feed rows of (token, position, sequence); return logits float32 `[rows or 1, vocab]`."""
+        call, arguments, arrays = self._function(entry, len(rows), last_only)
         for name, buffer in arrays.items():
             if name not in self.caches:
                 buffer.view(np.uint8)[:] = 0xFF  # NaN, and -1
+        tokens, positions, sequences = zip(*rows, strict=True)
         arrays["tokens"][:] = tokens
-        arrays["start"][0] = start
+        arrays["positions"][:] = positions
+        arrays["tables"][:] = np.array(sequences) * (self.pool // self.SEQUENCES)
         call(*arguments)
         logits = arrays["logits"].reshape(len(arrays["next"]), -1).copy()
         assert np.array_equal(arrays["next"], logits.argmax(-1)) or np.isnan(logits).any()
@@ -163,10 +181,12 @@ class Compiled:
             if p.name not in self._weights:
                 self._weights[p.name] = _tensor_like(pack(p.packed, self.program.weights))
             return self._weights[p.name]
-        known = self.caches.get(p.name)
-        buffer = known if known is not None else array(p.shape, p.dtype)
+        if p.kind == "blocks":
+            return tensor(self.blocks)
         if p.kind == "cache":
-            self.caches[p.name] = buffer
+            buffer = self.caches.setdefault(p.name, array((self.pool * p.shape[0],), p.dtype))
+        else:
+            buffer = array(p.shape, p.dtype)
         arrays[p.name] = buffer
         return tensor(buffer)
 

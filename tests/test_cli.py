@@ -24,7 +24,7 @@ TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}<s>"
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
-    compiled = compile_toy(folder, capacity=CAPACITY)
+    compiled = compile_toy(folder)
     save_toy(folder / "toy", compiled, write_tokenizer(folder, TEMPLATE), capacity=CAPACITY)
     return folder / "toy"
 
@@ -145,7 +145,7 @@ def test_inspect_says_what_is_inside(capsys, toy: Path):
     _, out, _ = run(capsys, "inspect", str(toy), "--json")
     fields = json.loads(out)
     assert fields["chain"] == ["target", "draft"]
-    assert fields["memory"]["caches"] == 4 * CAPACITY
+    assert fields["memory"]["caches"] == 2 * 2 * CAPACITY  # of two caches, 2 bytes a position
 
 
 def test_inspect_notices_a_flipped_bit(capsys, toy: Path, tmp_path: Path):
@@ -208,7 +208,7 @@ def test_bench_needs_room(tmp_path: Path):
 def test_ctrl_c_ends_with_the_text_so_far(tmp_path: Path):
     endless = tmp_path / "endless"
     # More text than a pipe holds: the command cannot end before the signal, however slow this test is.
-    compiled = compile_toy(tmp_path, capacity=ENDLESS)
+    compiled = compile_toy(tmp_path)
     save_toy(endless, compiled, write_tokenizer(tmp_path), capacity=ENDLESS, eos_token_ids=())
     command = [
         sys.executable,

@@ -67,13 +67,15 @@ def test_functions_and_their_arguments(program: Program, uncompiled: None) -> No
         args = {arg.name: (arg.kind, arg.dtype, arg.shape) for arg in function.args}
         assert len(args) == len(function.args)
         assert args["tokens"] == ("tokens", "int32", (function.rows,))
-        assert args["start"] == ("start", "int32", (1,))
+        for name in ("positions", "tables"):
+            assert args[name] == (name, "int32", (function.rows,))
+        assert args["blocks"] == ("blocks", "int32", (1,))
         assert args["next"] == ("next", "int32", (outputs,))
         assert args["sums"] == ("sums", "float32", (outputs * 2,))
         assert args["logits"] == ("logits", "float32", (outputs * vocabulary,))
-        # Two layers, one head of 12 channels, 168 positions in blocks of 16; the draft shares the target's.
+        # A block of 16 positions of two layers, one head of 12 channels; the draft shares the target's.
         caches = {name: facts for name, facts in args.items() if facts[0] == "cache"}
-        size = 2 * 1 * 176 * 12
+        size = 2 * 1 * 16 * 12
         assert caches == {"kv_k": ("cache", "int32", (size // 2,)), "kv_v": ("cache", "int16", (size,))}
 
 
@@ -131,11 +133,17 @@ def test_the_library_runs_and_is_cached_by_content(
 
 def call(symbol: Any, function: Function, weights: Any, tokens: list[int]) -> np.ndarray:
     """Call a function of a library with zeroed buffers, as its manifest describes it; return the logits."""
-    buffers = {arg.name: array(arg.shape, arg.dtype) for arg in function.args}
+    count = {"cache": 8, "blocks": 8}  # blocks of positions: a prompt's piece has up to 128
+    buffers = {
+        arg.name: array((arg.shape[0] * count.get(arg.kind, 1), *arg.shape[1:]), arg.dtype)
+        for arg in function.args
+    }
     for arg in function.args:
         if arg.kind == "weight":
             buffers[arg.name][:] = weights[arg.name]
     buffers["tokens"][:] = tokens
+    buffers["positions"][:] = range(len(tokens))
+    buffers["blocks"][:] = range(7, -1, -1)
     symbol(*(tensor(buffers[arg.name]) for arg in function.args))
     assert np.array_equal(buffers["next"], buffers["logits"].reshape(len(buffers["next"]), -1).argmax(-1))
     return buffers["logits"]

@@ -22,6 +22,8 @@ aten = torch.ops.aten
 #: past a chunk of 128 positions of attention
 LENGTH = 150
 CAPACITY = 168
+#: layers times key heads of `llama()`
+PLANES = 2
 PIECE = 32
 
 
@@ -98,6 +100,39 @@ def test_every_size_at_every_offset_of_a_block(tiny: dict[str, Decoded]) -> None
     for start in (*range(17), *range(112, 130)):
         for rows in (*range(1, 9), 16):
             tiny["target"].check(start, [(rows, False)], 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["target", "draft"]),
+    st.lists(st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 6)), min_size=3, max_size=3),
+    st.data(),
+)
+def test_rows_of_several_sequences(
+    tiny: dict[str, Decoded], entry: str, pieces: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    """Three sequences of the same tokens, each at another place, in one pass and in any order of its rows."""
+    made = tiny[entry]
+    in_order = [
+        (made.tokens[p], p, sequence)
+        for sequence, (start, count) in enumerate(pieces)
+        for p in range(start, min(start + count, LENGTH))
+    ][:16]
+    rows = data.draw(st.one_of(st.just(in_order), st.permutations(in_order)))
+    for name, cache in made.compiled.caches.items():
+        cache[...] = made.caches[name]
+    for sequence in (1, 2):
+        copy_sequence(made.compiled, sequence)
+    got = made.compiled.feed_rows(entry, rows)
+    assert np.array_equal(got, made.logits[[position for _, position, _ in rows]])
+
+
+def copy_sequence(compiled: Compiled, sequence: int) -> None:
+    """Let a sequence's blocks hold what those of sequence 0 hold."""
+    tables = compiled.blocks.reshape(compiled.SEQUENCES, -1)
+    for cache in compiled.caches.values():
+        blocks = cache.reshape(PLANES, compiled.pool, -1)
+        blocks[:, tables[sequence]] = blocks[:, tables[0]]
 
 
 def test_two_threads_are_two(tiny: dict[str, Decoded]) -> None:

@@ -93,7 +93,7 @@ class Scripted:
     def room(self, entry: str, start: int) -> int:
         return min(4, self.capacity - start)
 
-    def feed(self, entry: str, tokens: list[int], start: int) -> Output:
+    def feed(self, entry: str, tokens: list[int], start: int, sequence: int = 0) -> Output:
         self.cache[start:] = tokens
         if entry == "target":
             chosen = [self.truth[start + i + 1] for i in range(len(tokens))]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from specqd.artifact import Arg, Compiled, Function, Manifest, save
+from specqd.manifest import BLOCK
 
 CAPACITY = 64
 VOCAB = 50
@@ -37,7 +38,7 @@ def table(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(VOCAB).astype(np.int32)
 
 
-def _prim_func(name: str, rows: int, wrong: int, last_only: bool, capacity: int) -> object:
+def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
     from tvm.script import tirx as T  # noqa: N812
 
     outputs = 1 if last_only else rows
@@ -46,19 +47,31 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool, capacity: int)
     @T.prim_func
     def step(
         tokens: T.Buffer((rows,), "int32"),
-        start: T.Buffer((1,), "int32"),
+        positions: T.Buffer((rows,), "int32"),
+        tables: T.Buffer((rows,), "int32"),
         following: T.Buffer((outputs,), "int32"),
-        cache: T.Buffer((capacity,), "uint16"),
+        cache_handle: T.handle,
+        blocks_handle: T.handle,
         weight: T.Buffer((VOCAB,), "int32"),
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        cache_size = T.int32()
+        blocks_size = T.int32()
+        cache = T.match_buffer(cache_handle, (cache_size,), "uint16")
+        blocks = T.match_buffer(blocks_handle, (blocks_size,), "int32")
         value = T.alloc_buffer((1,), "int32")
         for i in range(rows):
-            cache[start[0] + i] = T.cast(tokens[i], "uint16")
+            cache[blocks[tables[i] + positions[i] // BLOCK] * BLOCK + positions[i] % BLOCK] = T.cast(
+                tokens[i], "uint16"
+            )
         for i in range(outputs):
             value[0] = 0
-            for j in range(start[0] + first + i + 1):
-                value[0] = (value[0] * 31 + T.cast(cache[j], "int32") * (j + 3)) % 10007
+            for j in range(positions[first + i] + 1):
+                value[0] = (
+                    value[0] * 31
+                    + T.cast(cache[blocks[tables[first + i] + j // BLOCK] * BLOCK + j % BLOCK], "int32")
+                    * (j + 3)
+                ) % 10007
             following[i] = weight[
                 (value[0] + T.if_then_else(wrong > 0 and value[0] % T.max(wrong, 1) == 0, 1, 0)) % VOCAB
             ]
@@ -66,18 +79,20 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool, capacity: int)
     return step
 
 
-def _function(entry: str, rows: int, cache: str, last_only: bool, capacity: int) -> Function:
+def _function(entry: str, rows: int, cache: str, last_only: bool) -> Function:
     args = (
         Arg(name="tokens", kind="tokens", dtype="int32", shape=(rows,)),
-        Arg(name="start", kind="start", dtype="int32", shape=(1,)),
+        Arg(name="positions", kind="positions", dtype="int32", shape=(rows,)),
+        Arg(name="tables", kind="tables", dtype="int32", shape=(rows,)),
         Arg(name="next", kind="next", dtype="int32", shape=(1 if last_only else rows,)),
-        Arg(name=cache, kind="cache", dtype="uint16", shape=(capacity,)),
+        Arg(name=cache, kind="cache", dtype="uint16", shape=(BLOCK,)),
+        Arg(name="blocks", kind="blocks", dtype="int32", shape=(1,)),
         Arg(name="table", kind="weight", dtype="int32", shape=(VOCAB,)),
     )
     return Function(entry=entry, rows=rows, last_only=last_only, symbol=f"{entry}_{rows}", args=args)
 
 
-def compile_toy(folder: Path, wrong_every: int = 3, capacity: int = CAPACITY) -> Compiled:
+def compile_toy(folder: Path, wrong_every: int = 3) -> Compiled:
     """Compile a target and two drafts, wrong in one of `wrong_every` cases; `draft` shares the cache."""
     import tvm
 
@@ -85,9 +100,9 @@ def compile_toy(folder: Path, wrong_every: int = 3, capacity: int = CAPACITY) ->
     for entry, sizes in ROWS.items():
         for rows in sizes:
             last_only = entry == "target" and rows == 16
-            function = _function(entry, rows, "kv_other" if entry == "other" else "kv", last_only, capacity)
+            function = _function(entry, rows, "kv_other" if entry == "other" else "kv", last_only)
             wrong = 0 if entry == "target" else wrong_every
-            code[function.symbol] = _prim_func(function.symbol, rows, wrong, last_only, capacity)
+            code[function.symbol] = _prim_func(function.symbol, rows, wrong, last_only)
             functions.append(function)
     path = folder / "toy.so"
     tvm.compile(tvm.IRModule(code), target="llvm").export_library(str(path))

@@ -1,12 +1,14 @@
 """Causal attention over the KV cache, in chunks of positions with a running softmax.
 
-Keys lie in blocks of 16 positions, pairs of channels outside, positions inside (BF16 pairs in one int32), so a block
-of scores is a small matrix kernel without horizontal sums; values lie position by position. Chunks start at
-multiples of `CHUNK`, whatever the query, so a row's bits depend on its position alone.
+A cache is made of planes, one for each layer and key head; a plane of blocks of 16 positions, in any order: a table
+says where the blocks of a sequence lie. Keys lie in a block with pairs of channels outside, positions inside (BF16
+pairs in one int32), so a block of scores is a small matrix kernel without horizontal sums; values lie position by
+position. Chunks start at multiples of `CHUNK`, whatever the query, so a row's bits depend on its position alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +16,10 @@ from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import THREADS
 from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, splat, store, tirx
+from specqd.manifest import BLOCK
 
-__all__ = ["CHUNK", "POSITIONS", "Attention", "attention"]
+__all__ = ["CHUNK", "Attention", "Paged", "attention"]
 
-#: positions in a block of keys
-POSITIONS = 16
 #: positions between two rescalings of the running softmax
 CHUNK = 128
 _LOW = -1e30
@@ -26,15 +27,18 @@ _LOW = -1e30
 
 @dataclass(frozen=True)
 class Attention:
-    """Shapes and options of one attention: `heads` queries over `kv_heads`, cache of `capacity` positions."""
+    """Shapes and options of one attention: `heads` queries over `kv_heads`.
+
+    `adjacent`: the rows are known to be consecutive positions of one sequence.
+    """
 
     rows: int
     heads: int
     kv_heads: int
     key_dim: int
     value_dim: int
-    capacity: int
     scale: float
+    adjacent: bool = False
     window: int = 0
     softcap: float = 0.0
 
@@ -44,20 +48,39 @@ class Attention:
         return -(-self.key_dim // 2)
 
 
+@dataclass(frozen=True)
+class Paged:
+    """One layer of a paged cache, and where each row stands.
+
+    `keys` int32, `values` int16, each `pool` blocks a plane; `blocks` int32 holds the tables, `tables` int32 `[rows]`
+    where in it each row's begins, `positions` int32 `[rows]` each row's place in its sequence.
+    """
+
+    keys: Any
+    values: Any
+    pool: Any
+    layer: Any
+    blocks: Any
+    tables: Any
+    positions: Any
+
+    def block(self, plane: Any, table: Any, index: Any) -> Any:
+        """Where block `index` of a sequence lies in a plane, counted in blocks from the buffer's begin."""
+        return plane * self.pool + self.blocks[table + index]
+
+
 def attention(
     isa: ISA,
     a: Attention,
     q: Any,
-    cache: tuple[Any, Any],
-    layer: Any,
-    start: Any,
-    sinks: Any,
+    cache: Paged,
+    sinks: Callable[[Any], Any] | None,
     out: Any,
     phase: Any,
 ) -> None:
     """Emit one phase: `q` float32 `[rows, heads, 2 * pairs]` -> `out` float32 `[rows, heads, value_dim]`.
 
-    `start` is the position of the first row, `sinks(head)` gives a head's sink score (or None).
+    `sinks(head)` gives a head's sink score.
     """
     width, heads, rows = _tile(isa, a)
     tiles, last = -(-a.rows // rows), a.rows - rows
@@ -69,26 +92,35 @@ def attention(
         if group % width:
             first = tirx.min(first, (head + 1) * group - width)
         row = bind(tirx.min(row, i32(last)) if a.rows % rows else row)
-        unit = _Unit(
-            isa, a, (rows, width), bind(row * a.heads + first), bind(layer * a.kv_heads + head), start + row
-        )
-        unit.begin(None if sinks is None else [sinks(first + g) for g in range(width)])
-        oldest = tirx.max(unit.position - (a.window - 1), i32(0)) if a.window else i32(0)
-        begin = bind(oldest // CHUNK)
-        newest = bind(unit.position + (rows - 1))
-        with I.serial(0, newest // CHUNK + 1 - begin) as c:
-            base = bind((begin + c) * CHUNK)
-            count = bind(tirx.min(newest + 1 - base, i32(CHUNK)))
-            unit.score(q, cache[0], base, count)
-            unit.soften(base, count)
-            unit.mix(cache[1], base, count)
-        unit.finish(out)
+        scores = None if sinks is None else [sinks(first + g) for g in range(width)]
+
+        def attend(row: Any, count: int) -> None:
+            queries = bind(row * a.heads + first)
+            _Unit(isa, a, (count, width), queries, cache, bind(cache.layer * a.kv_heads + head), row).run(
+                q, scores, out
+            )
+
+        if rows == 1 or a.adjacent:
+            attend(row, rows)
+            return
+        together = [
+            tirx.all(
+                cache.tables[row + r] == cache.tables[row],
+                cache.positions[row + r] == cache.positions[row] + r,
+            )
+            for r in range(1, rows)
+        ]
+        with I.If(tirx.all(*together)):
+            with I.Then():
+                attend(row, rows)
+            with I.Else(), I.serial(0, rows) as r:
+                attend(bind(row + r), 1)
 
 
 def _tile(isa: ISA, a: Attention) -> tuple[int, int, int]:
     """Query heads of a task, tasks a key head, and rows of a task: together they share each key that is loaded."""
     group = a.heads // a.kv_heads
-    limit = max(1, isa.accumulators * isa.lanes // POSITIONS)
+    limit = max(1, isa.accumulators * isa.lanes // BLOCK)
     heads = -(-group // limit)
     width = -(-group // heads)
 
@@ -101,22 +133,36 @@ def _tile(isa: ISA, a: Attention) -> tuple[int, int, int]:
 
 
 class _Unit:
-    """Queries that share a key head: `width` heads of each of `rows` rows; `query` is the first of them.
+    """Queries that share a key head: `width` heads of each of some consecutive positions of one sequence.
 
-    `plane` is the layer's key head, `position` that of the first row. Positions that only later rows see are
-    masked in the earlier ones, where they weigh exactly nothing.
+    `query` is the first of them, `row` the row it belongs to; `plane` is the layer's key head. Positions that only
+    later rows see are masked in the earlier ones, where they weigh exactly nothing.
     """
 
     def __init__(
-        self, isa: ISA, a: Attention, shape: tuple[int, int], query: Any, plane: Any, position: Any
+        self, isa: ISA, a: Attention, shape: tuple[int, int], query: Any, cache: Paged, plane: Any, row: Any
     ) -> None:
-        self.isa, self.a = isa, a
-        rows, self.width = shape
-        self.queries = [query + (r * a.heads + g) for r in range(rows) for g in range(self.width)]
-        self.plane, self.position = plane, bind(position)
+        self.isa, self.a, self.cache, self.plane = isa, a, cache, plane
+        self.rows, self.width = shape
+        self.queries = [query + (r * a.heads + g) for r in range(self.rows) for g in range(self.width)]
+        self.position, self.table = bind(cache.positions[row]), bind(cache.tables[row])
         self.scores = [local(CHUNK, "float32") for _ in self.queries]
         self.mixed = [local(a.value_dim, "float32") for _ in self.queries]
         self.top, self.total = (local(len(self.queries), "float32") for _ in range(2))
+
+    def run(self, q: Any, sinks: list[Any] | None, out: Any) -> None:
+        """Attend to every position that a row sees, chunk by chunk."""
+        self.begin(sinks)
+        oldest = tirx.max(self.position - (self.a.window - 1), i32(0)) if self.a.window else i32(0)
+        begin = bind(oldest // CHUNK)
+        newest = bind(self.position + (self.rows - 1))
+        with I.serial(0, newest // CHUNK + 1 - begin) as c:
+            base = bind((begin + c) * CHUNK)
+            count = bind(tirx.min(newest + 1 - base, i32(CHUNK)))
+            self.score(q, base, count)
+            self.soften(base, count)
+            self.mix(base, count)
+        self.finish(out)
 
     def begin(self, sinks: list[Any] | None) -> None:
         """Start with nothing seen but the sink, which takes weight and gives nothing."""
@@ -126,31 +172,33 @@ class _Unit:
             with I.serial(0, self.a.value_dim) as d:
                 I.buffer_store(mixed, f32(0.0), [d])
 
-    def score(self, q: Any, keys: Any, base: Any, count: Any) -> None:
+    def score(self, q: Any, base: Any, count: Any) -> None:
         """Multiply the queries with `count` keys from position `base`."""
-        limit = max(1, self.isa.accumulators * self.isa.lanes // POSITIONS)
+        limit = max(1, self.isa.accumulators * self.isa.lanes // BLOCK)
         # Few queries take several blocks at a time, to have enough independent sums.
         wide = min(4, max(1, limit // len(self.queries)))
-        blocks = bind((count + (POSITIONS - 1)) // POSITIONS)
+        blocks = bind((count + (BLOCK - 1)) // BLOCK)
         with I.serial(0, blocks // wide) as b:
-            self._score_blocks(q, keys, base, b * wide, wide)
+            self._score_blocks(q, base, b * wide, wide)
         if wide > 1:
             with I.serial(0, blocks % wide) as b:
-                self._score_blocks(q, keys, base, blocks // wide * wide + b, 1)
+                self._score_blocks(q, base, blocks // wide * wide + b, 1)
 
-    def _score_blocks(self, q: Any, keys: Any, base: Any, first: Any, wide: int) -> None:
+    def _score_blocks(self, q: Any, base: Any, first: Any, wide: int) -> None:
         isa, a, lanes = self.isa, self.a, self.isa.lanes
-        blocks = -(-a.capacity // POSITIONS)
-        span, size = wide * POSITIONS, a.pairs * POSITIONS
+        span = wide * BLOCK
         acc = [local(span, "float32") for _ in self.queries]
         for head in acc:
             for v in range(0, span, lanes):
                 store(head, v, splat(f32(0.0), lanes), lanes)
-        block = bind((self.plane * blocks + base // POSITIONS + first) * size)
+        index = bind(base // BLOCK + first)
+        blocks = [
+            bind(self.cache.block(self.plane, self.table, index + b) * (a.pairs * BLOCK)) for b in range(wide)
+        ]
         with I.serial(0, a.pairs) as d:
             for v in range(0, span, lanes):
-                at = block + (v // POSITIONS * size + v % POSITIONS) + d * POSITIONS
-                words = bind(load(keys, at, lanes))
+                at = blocks[v // BLOCK] + v % BLOCK + d * BLOCK
+                words = bind(load(self.cache.keys, at, lanes))
                 low = bind(_float(tirx.shift_left(words, splat(i32(16), lanes)), lanes))
                 high = bind(_float(tirx.bitwise_and(words, splat(i32(-65536), lanes)), lanes))
                 for query, head in zip(self.queries, acc, strict=True):
@@ -164,7 +212,7 @@ class _Unit:
                     value = head[at + v] * f32(a.scale)
                     if a.softcap:
                         value = maths.tanh(value * f32(1 / a.softcap)) * f32(a.softcap)
-                    I.buffer_store(scores, value, [first * POSITIONS + at + v])
+                    I.buffer_store(scores, value, [first * BLOCK + at + v])
 
     def soften(self, base: Any, count: Any) -> None:
         """Turn scores into weights relative to the highest score so far, and shrink what came before to match."""
@@ -198,7 +246,7 @@ class _Unit:
             return slot <= position
         return tirx.all(slot <= position, slot > position - self.a.window)
 
-    def mix(self, values: Any, base: Any, count: Any) -> None:
+    def mix(self, base: Any, count: Any) -> None:
         """Add `count` values from position `base`, in order, each times its weight."""
         a, lanes = self.a, self.isa.lanes
         while a.value_dim % lanes:
@@ -207,21 +255,23 @@ class _Unit:
         while (a.value_dim // lanes) % span:
             span -= 1
         kind = f"float32x{lanes}" if lanes > 1 else "float32"
-        slots = -(-a.capacity // POSITIONS) * POSITIONS
         with I.serial(0, a.value_dim // (lanes * span)) as tile:
             acc = [local(span * lanes, "float32") for _ in self.queries]
             for head, mixed in zip(acc, self.mixed, strict=True):
                 for j in range(span):
                     store(head, j * lanes, load(mixed, (tile * span + j) * lanes, lanes), lanes)
-            with I.serial(0, count) as t:
-                for j in range(span):
-                    at = (self.plane * slots + base + t) * a.value_dim + (tile * span + j) * lanes
-                    wide = tirx.Cast(kind.replace("float", "int"), load(values, at, lanes))
-                    v = bind(_float(tirx.shift_left(wide, splat(i32(16), lanes)), lanes))
-                    for head, weights in zip(acc, self.scores, strict=True):
-                        weight = splat(weights[t], lanes)
-                        new = intrinsic(kind, "llvm.fmuladd", v, weight, load(head, j * lanes, lanes))
-                        store(head, j * lanes, new, lanes)
+            with I.serial(0, (count + (BLOCK - 1)) // BLOCK) as b:
+                block = self.cache.block(self.plane, self.table, base // BLOCK + b)
+                first = bind(block * (BLOCK * a.value_dim) + tile * (lanes * span))
+                with I.serial(0, tirx.min(count - b * BLOCK, i32(BLOCK))) as t:
+                    for j in range(span):
+                        at = first + t * a.value_dim + j * lanes
+                        wide = tirx.Cast(kind.replace("float", "int"), load(self.cache.values, at, lanes))
+                        v = bind(_float(tirx.shift_left(wide, splat(i32(16), lanes)), lanes))
+                        for head, weights in zip(acc, self.scores, strict=True):
+                            weight = splat(weights[b * BLOCK + t], lanes)
+                            new = intrinsic(kind, "llvm.fmuladd", v, weight, load(head, j * lanes, lanes))
+                            store(head, j * lanes, new, lanes)
             for head, mixed in zip(acc, self.mixed, strict=True):
                 for j in range(span):
                     store(mixed, (tile * span + j) * lanes, load(head, j * lanes, lanes), lanes)

@@ -8,18 +8,20 @@ from typing import Any
 from torch import fx
 
 from specqd.codegen.kernels.activations import bf16_bits
-from specqd.codegen.kernels.attention import POSITIONS, Attention, attention
+from specqd.codegen.kernels.attention import Attention, Paged, attention
 from specqd.codegen.lower.values import Value, of_buffer
 from specqd.codegen.tir import I, f32, i32, local, tirx
 from specqd.errors import CodegenError
+from specqd.manifest import BLOCK
+from specqd.program import KVCache
 
-__all__ = ["cache_sizes", "cached_attention"]
+__all__ = ["block_sizes", "cached_attention"]
 
 
-def cache_sizes(layers: int, kv_heads: int, capacity: int, key_dim: int, value_dim: int) -> tuple[int, int]:
-    """Elements of the compiled cache buffers: int32 pairs of keys, int16 values (both BF16 bits)."""
-    slots = -(-capacity // POSITIONS) * POSITIONS
-    return layers * kv_heads * slots * -(-key_dim // 2), layers * kv_heads * slots * value_dim
+def block_sizes(cache: KVCache) -> tuple[int, int]:
+    """Elements of one block of positions in all planes: int32 pairs of keys, int16 values (both BF16 bits)."""
+    slots = cache.layers * cache.kv_heads * BLOCK
+    return slots * -(-cache.key_dim // 2), slots * cache.value_dim
 
 
 def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
@@ -31,27 +33,26 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         raise CodegenError(f"cache {name} is {cache.dtype}; compiled code keeps its cache in bfloat16")
     scale, layer, window, softcap, sinks = node.args[6:11]
     shape = Attention(
-        f.step.rows, q.shape[1], k.shape[1], q.shape[3], v.shape[3], cache.capacity, scale, window, softcap
+        f.step.rows, q.shape[1], k.shape[1], q.shape[3], v.shape[3], scale, f.adjacent, window, softcap
     )
     first, stride = f.layers.get(node, (int(layer), 0))
     where = i32(first) if f.step.iteration is None else f.step.iteration * stride + first
-    sizes = cache_sizes(cache.layers, cache.kv_heads, cache.capacity, cache.key_dim, cache.value_dim)
-    keys = f.step.parameter(f"{name}_k", "cache", "int32", (sizes[0],))
-    values = f.step.parameter(f"{name}_v", "cache", "int16", (sizes[1],))
+    of_keys, of_values = block_sizes(cache)
+    keys = f.step.cache(f"{name}_k", "int32", of_keys)
+    values = f.step.cache(f"{name}_v", "int16", of_values)
+    paged = Paged(keys, values, I.bind(keys.shape[0] // of_keys), where, f.blocks, f.tables, f.positions)
     queries = f.step.scratch(shape.rows * shape.heads * shape.pairs * 2, "float32")
     with f.step.phase():
         _write_queries(f, shape, q, queries)
-        _write_keys(f, shape, k, keys, where)
-        _write_values(f, shape, v, values, where)
+        _write_keys(f, shape, k, paged)
+        _write_values(f, shape, v, paged)
     out = f.step.scratch(shape.rows * shape.heads * shape.value_dim, "float32")
     sink = f.argument(sinks) if sinks is not None else None
     attention(
         f.isa,
         shape,
         queries,
-        (keys, values),
-        where,
-        f.start[0],
+        paged,
         None if sink is None else lambda head: sink.at([head]),
         out,
         f.step.phase,
@@ -76,32 +77,37 @@ def _write_queries(f: Any, a: Attention, q: Value, out: Any) -> None:
             I.buffer_store(out, f32(0.0), [u * (2 * a.pairs) + a.key_dim])
 
 
-def _write_keys(f: Any, a: Attention, k: Value, keys: Any, layer: Any) -> None:
-    blocks = -(-a.capacity // POSITIONS)
+def _slot(a: Attention, cache: Paged, row: Any, head: Any) -> tuple[Any, Any]:
+    """Return the block of a row's position in its plane, and the position's place in the block."""
+    position = I.bind(cache.positions[row])
+    plane = cache.layer * a.kv_heads + head
+    return I.bind(cache.block(plane, cache.tables[row], position // BLOCK)), position % BLOCK
+
+
+def _write_keys(f: Any, a: Attention, k: Value, cache: Paged) -> None:
     with f.step.parallel(a.rows * a.kv_heads) as u:
         row, head = f.space.simplify(u // a.kv_heads), f.space.simplify(u % a.kv_heads)
         line = local(2 * a.pairs, "float32")
         if a.key_dim % 2:
             I.buffer_store(line, f32(0.0), [a.key_dim])
         _fill(f, k, head, row, a.key_dim, lambda d, x: I.buffer_store(line, x, [d]))
-        slot = I.bind(f.start[0] + row)
-        base = I.bind(((layer * a.kv_heads + head) * blocks + slot // POSITIONS) * (a.pairs * POSITIONS))
+        block, slot = _slot(a, cache, row, head)
         with I.serial(0, a.pairs) as d:
             high = tirx.shift_left(bf16_bits(line[d * 2 + 1]), i32(16))
             word = tirx.bitwise_or(bf16_bits(line[d * 2]), high)
-            I.buffer_store(keys, word, [base + d * POSITIONS + slot % POSITIONS])
+            I.buffer_store(cache.keys, word, [(block * a.pairs + d) * BLOCK + slot])
 
 
-def _write_values(f: Any, a: Attention, v: Value, values: Any, layer: Any) -> None:
-    slots = -(-a.capacity // POSITIONS) * POSITIONS
+def _write_values(f: Any, a: Attention, v: Value, cache: Paged) -> None:
     with f.step.parallel(a.rows * a.kv_heads) as u:
         row, head = f.space.simplify(u // a.kv_heads), f.space.simplify(u % a.kv_heads)
-        base = I.bind(((layer * a.kv_heads + head) * slots + f.start[0] + row) * a.value_dim)
+        block, slot = _slot(a, cache, row, head)
+        base = I.bind((block * BLOCK + slot) * a.value_dim)
         _fill(
             f,
             v,
             head,
             row,
             a.value_dim,
-            lambda d, x: I.buffer_store(values, tirx.Cast("int16", bf16_bits(x)), [base + d]),
+            lambda d, x: I.buffer_store(cache.values, tirx.Cast("int16", bf16_bits(x)), [base + d]),
         )

@@ -29,12 +29,16 @@ _DTYPES = {torch.float32: "float32", torch.int64: "int32", torch.int32: "int32",
 _MATRIX = ("aten.linear", "specqd.linear_mxfp4", "specqd.linear_int8")
 
 
-def lower(program: Program, entry: Entry, isa: ISA, rows: int, symbol: str) -> tuple[Any, list[Parameter]]:
+def lower(
+    program: Program, entry: Entry, isa: ISA, rows: int, symbol: str, adjacent: bool = False
+) -> tuple[Any, list[Parameter]]:
     """Return the PrimFunc `symbol` and its parameters in order; the graph's shapes must be propagated for `rows`.
+
+    `adjacent`: the rows will be consecutive positions of one sequence, not any positions of any.
 
     Raises CodegenError naming the first construct that cannot be compiled, with its place in the model.
     """
-    function = Function(program, entry, isa, rows)
+    function = Function(program, entry, isa, rows, adjacent=adjacent)
     with IRBuilder() as builder, _prelude(isa), I.attr(0, "pragma_parallel_launch_point", 1):
         function.emit()
     parameters = list(function.step.parameters.values())
@@ -50,14 +54,25 @@ def _prelude(isa: ISA) -> Any:
 class Function:
     """The walk over a graph: which nodes become phases, which stay expressions."""
 
-    def __init__(self, program: Program, entry: Entry, isa: ISA, rows: int, profile: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        entry: Entry,
+        isa: ISA,
+        rows: int,
+        *,
+        profile: bool = False,
+        adjacent: bool = False,
+    ) -> None:
         """Prepare to lower `entry` for `rows` tokens."""
-        self.program, self.entry, self.isa = program, entry, isa
+        self.program, self.entry, self.isa, self.adjacent = program, entry, isa, adjacent
         self.step = Step(isa, rows, profile)
         self.space = self.step.space
         self.env: dict[fx.Node, Any] = {}
         self.tokens = self.step.parameter("tokens", "tokens", "int32", (rows,))
-        self.start = self.step.parameter("start", "start", "int32", (1,))
+        self.positions = self.step.parameter("positions", "positions", "int32", (rows,))
+        self.tables = self.step.parameter("tables", "tables", "int32", (rows,))
+        self.blocks = self.step.blocks()
         self.stacks: dict[fx.Node, tuple[fx.Node, ...]] = {}
         output = next(n for n in entry.graph.nodes if n.op == "output").args[0]
         self.output = output if isinstance(output, fx.Node) else output[0]
@@ -85,7 +100,7 @@ class Function:
         self._finish()
 
     def _placeholders(self) -> None:
-        tokens, start = self.tokens, self.start
+        tokens, positions = self.tokens, self.positions
         for n in self.entry.graph.nodes:
             if n.op != "placeholder":
                 continue
@@ -93,7 +108,7 @@ class Function:
             if n.target == "tokens":
                 self.env[n] = Value(shape, "int32", lambda i: tokens[i[1]], vectorises=False)
             elif n.target == "positions":
-                self.env[n] = Value(shape, "int32", lambda i: start[0] + i[1])
+                self.env[n] = Value(shape, "int32", lambda i: positions[i[1]], vectorises=False)
             else:
                 self.env[n] = str(n.target)
 

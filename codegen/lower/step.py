@@ -22,12 +22,17 @@ __all__ = ["INT32", "Parameter", "Step"]
 #: elements from which a stack of layers is indexed in 64 bits
 INT32 = 2**31
 
-Kind = Literal["tokens", "start", "next", "sums", "logits", "cache", "scratch", "weight"]
+Kind = Literal[
+    "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "cache", "scratch", "weight"
+]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of the compiled function, in order."""
+    """One argument of the compiled function, in order.
+
+    The shape of a cache is that of one block of positions; the buffer has as many as the caller likes.
+    """
 
     name: str
     kind: Kind
@@ -85,6 +90,21 @@ class Step:
         if packed.size * len(packed.sources) < INT32:
             return buffer, self.iteration * packed.size
         return buffer, tirx.Cast("int64", self.iteration) * tirx.const(packed.size, "int64")
+
+    def cache(self, name: str, dtype: str, size: int) -> Any:
+        """Return the flat buffer of a cache with `size` elements a block of positions, and any number of blocks."""
+        return self._sized(name, "cache", dtype, (size,), tirx.Var(f"{_identifier(name)}_size", "int32"))
+
+    def blocks(self) -> Any:
+        """Return the buffer of block tables, of any size."""
+        return self._sized("blocks", "blocks", "int32", (1,), tirx.Var("blocks_size", "int32"))
+
+    def _sized(self, name: str, kind: Kind, dtype: str, shape: tuple[int, ...], size: Any) -> Any:
+        """Declare an argument whose number of elements is known when it is called."""
+        if name not in self.parameters:
+            buffer = tirx.decl_buffer((size,), dtype, _identifier(name))
+            self.parameters[name] = Parameter(name, kind, dtype, shape, buffer)
+        return self.parameters[name].buffer
 
     def scratch(self, size: int, dtype: str) -> Any:
         """Return a new scratch buffer, an argument of its own."""

@@ -80,7 +80,7 @@ def _memory(manifest: Manifest) -> dict[str, Any]:
     entries = dict.fromkeys(function.entry for function in manifest.functions)
     return {
         "weights": sum(manifest.sizes("weight").values()),
-        "caches": sum(manifest.sizes("cache").values()),
+        "caches": manifest.cache_bytes(manifest.capacity),
         "scratch": sum(manifest.sizes("scratch").values()),
         "weights_of": {entry: sum(manifest.sizes("weight", entry).values()) for entry in entries},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,44 +13,68 @@ import numpy as np
 
 from specqd.artifact import Artifact, open_artifact
 from specqd.errors import ArtifactError, InputError
-from specqd.manifest import Arg, Function
+from specqd.manifest import BLOCK, Arg, Function
+from specqd.runtime.blocks import BlockTables, blocks_for
 from specqd.runtime.cpu import demand_cpu
 from specqd.runtime.library import aligned, load_functions, set_threads, tensor
 from specqd.runtime.output import Output
 from specqd.runtime.threads import ThreadChoice, available_cpus
 from specqd.weightfile import read_weights
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Piece"]
+
+_LARGEST = 2**32  # bytes of a cache: compiled code counts elements, of two bytes and more, in 31 bits
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """A function with its argument list; only the contents of tokens and start change between calls."""
+    """A function with its argument list; only the contents of its inputs change between calls."""
 
     call: Callable[..., None]
     args: tuple[Any, ...]
     tokens: np.ndarray
-    start: np.ndarray
+    positions: np.ndarray
+    tables: np.ndarray
     output: Output
-    last_only: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive tokens of a sequence, to be fed at positions `start`, `start + 1`, ..."""
+
+    tokens: Sequence[int]
+    start: int
+    sequence: int = 0
 
 
 class Engine:
-    """Runs the compiled functions of an artifact, one sequence at a time.
+    """Runs the compiled functions of an artifact on the caches of one or several sequences.
 
-    `step` feeds consecutive positions to an entry; positions it feeds again are overwritten in the caches,
+    `feed` feeds consecutive positions to an entry; positions it feeds again are overwritten in the caches,
     and later ones are ignored. By default the thread count follows what is fastest at the time
-    (`ThreadChoice`) up to `threads`, itself by default the CPUs this process may use.
+    (`ThreadChoice`) up to `threads`, itself by default the CPUs this process may use. The caches hold `positions`
+    positions of all sequences together, by default all that `sequences` sequences may have.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        *,
+        sequences: int = 1,
+        positions: int | None = None,
+    ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"cannot run on {threads} threads: give 1 or more")
+        if sequences < 1 or (positions is not None and positions < 1):
+            raise InputError(f"cannot hold {sequences} sequences in {positions} positions: give 1 or more")
         manifest = artifact.manifest
         demand_cpu(manifest.triple, manifest.cpu_features)
         self.artifact = artifact
         self.manifest = manifest
-        self.capacity = manifest.capacity
+        pool = min(blocks_for(positions or sys.maxsize), sequences * blocks_for(manifest.capacity))
+        self.tables = BlockTables(sequences, manifest.capacity, pool)
+        self.capacity = min(manifest.capacity, pool * BLOCK)
         self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
         self.threads = threads or available_cpus()
         self._choice = ThreadChoice(self.threads)
@@ -90,25 +115,43 @@ class Engine:
         """Feed `tokens` as `feed` does; return the greedy next token after each (int32, a view)."""
         return self.feed(entry, tokens, start).next[: len(tokens)]
 
-    def feed(self, entry: str, tokens: Sequence[int], start: int) -> Output:
-        """Feed `tokens` at positions `start`, `start + 1`, ...; return what the entry says after each.
+    def feed(self, entry: str, tokens: Sequence[int], start: int, sequence: int = 0) -> Output:
+        """Feed `tokens` at positions `start`, `start + 1`, ... of a sequence; return what the entry says after each.
 
-        Without a function of just so many rows, the next larger one that outputs each row runs; what its last
-        rows leave in the cache is overwritten before it is seen. The result has a row a token (or one, of a
-        function that outputs the last row only); it is a view that the next such pass overwrites.
+        Without a function of just so many rows, the next larger one that outputs each row runs. The result has a row
+        a token (or one, of a function that outputs the last row only); it is a view that the next such pass
+        overwrites.
 
         Raises:
             InputError: no function takes that many rows, the cache ends before, or a token is not in the
                 vocabulary.
         """
-        rows, count = self._padded(entry, len(tokens), start), len(tokens)
+        return self.feed_pieces(entry, (Piece(tokens, start, sequence),))
+
+    def feed_pieces(self, entry: str, pieces: Sequence[Piece]) -> Output:
+        """Feed pieces of different sequences in one pass, as `feed` feeds one; the result has their rows in order.
+
+        What a sequence gets is the same, bit for bit, as if it were fed alone.
+        """
+        count = sum(len(piece.tokens) for piece in pieces)
+        rows = self._fitting(entry, count, len(pieces) > 1)
         key = (entry, rows)
-        bound, vocabulary = self._bound[key], self._levels[entry].vocab_size
-        if min(tokens) < 0 or max(tokens) >= vocabulary:
-            tokens = self._known(tokens, vocabulary)
-        bound.tokens[:count] = tokens
-        bound.tokens[count:] = tokens[-1]
-        bound.start[0] = start
+        bound, level = self._bound[key], self._levels[entry]
+        first = 0
+        for piece in pieces:
+            tokens, start, last = piece.tokens, piece.start, first + len(piece.tokens)
+            end = start + len(tokens)
+            if start < 0 or end > min(level.capacity, self.capacity):
+                raise self._does_not_fit(entry, start, end)
+            if min(tokens) < 0 or max(tokens) >= level.vocab_size:
+                tokens = self._known(tokens, level.vocab_size)
+            self.tables.hold(piece.sequence, end)
+            bound.tokens[first:last] = tokens
+            bound.positions[first:last] = range(start, end)
+            bound.tables[first:last] = self.tables.begin(piece.sequence)
+            first = last
+        for given in (bound.tokens, bound.positions, bound.tables):
+            given[count:] = given[count - 1]  # the last row again, which changes nothing
         threads = self._choice.pick(key)
         self.use_threads(threads)
         began = time.perf_counter()
@@ -120,8 +163,8 @@ class Engine:
 
     def room(self, entry: str, start: int) -> int:
         """Most rows that `feed` takes at once from position `start` and outputs each of; 0 at the cache's end."""
-        left = self._levels[entry].capacity - start
-        return max((rows for rows in self.rows(entry, every_row=True) if rows <= left), default=0)
+        left = min(self._levels[entry].capacity, self.capacity) - start
+        return max(0, min(left, self.rows(entry, every_row=True)[-1]))
 
     def use_threads(self, count: int) -> None:
         """Let compiled code that is called next run on `count` threads; `step` chooses for itself."""
@@ -148,21 +191,19 @@ class Engine:
         total = 0.0
         for arg in {arg.name: arg for arg in function.args}.values():
             if arg.kind == "cache":
-                total += arg.nbytes * end / self.capacity
+                total += arg.nbytes * end / BLOCK
             elif arg.kind == "weight":
                 total += arg.nbytes * (min(1.0, rows / arg.shape[0]) if arg.gathered else 1.0)
         return round(total)
 
-    def _padded(self, entry: str, count: int, start: int) -> int:
-        """Rows of the function that takes `count` tokens from position `start`."""
-        left = self._levels[entry].capacity - start if entry in self._levels else 0
-        if (entry, count) in self._bound and start >= 0 and count <= left:
+    def _fitting(self, entry: str, count: int, every_row: bool) -> int:
+        """Rows of the function that takes `count` of them; with `every_row`, one that outputs each."""
+        sizes = self.rows(entry, every_row=True)
+        if not every_row and (entry, count) in self._bound:
             return count
-        every_row = self.rows(entry, every_row=True)
-        larger = [rows for rows in every_row if count <= rows <= left]
-        if not larger or count < 1 or start < 0:
-            raise self._refusal(entry, count, start)
-        return larger[0]
+        if not 1 <= count <= sizes[-1]:
+            raise self._no_function(entry, count)
+        return next(rows for rows in sizes if count <= rows)
 
     def _known(self, tokens: Sequence[int], vocabulary: int) -> list[int]:
         """Let a draft with a smaller vocabulary see token 0 for what it does not know."""
@@ -172,13 +213,10 @@ class Engine:
             raise InputError(f"token {wrong} is not in the model's vocabulary of {of_target}")
         return [token if token < vocabulary else 0 for token in tokens]
 
-    def _refusal(self, entry: str, rows: int, start: int) -> InputError:
-        sizes = self.rows(entry)
-        if not 1 <= rows <= sizes[-1]:
-            return self._no_function(entry, rows)
+    def _does_not_fit(self, entry: str, start: int, end: int) -> InputError:
         return InputError(
-            f"positions {start} to {start + rows - 1} do not fit the cache of "
-            f"{self._levels[entry].capacity} positions: compile with a larger `--context`"
+            f"positions {start} to {end - 1} do not fit the cache of "
+            f"{min(self._levels[entry].capacity, self.capacity)} positions: compile with a larger `--context`"
         )
 
     def _no_function(self, entry: str, rows: int) -> InputError:
@@ -187,22 +225,30 @@ class Engine:
 
     def _allocate(self) -> dict[str, np.ndarray]:
         """Make one zeroed buffer for each cache and scratch name, as large as its largest user needs."""
-        needed = {**self.manifest.sizes("cache"), **self.manifest.sizes("scratch")}
+        caches = self.manifest.sizes("cache")
+        for name, size in caches.items():
+            if size * self.tables.pool >= _LARGEST:
+                raise InputError(
+                    f"the cache {name} would take {size * self.tables.pool} bytes and compiled code reaches "
+                    f"{_LARGEST}: load with fewer `sequences` or `cache_tokens`, or compile with a smaller `--context`"
+                )
+        needed = {name: size * self.tables.pool for name, size in caches.items()}
+        needed.update(self.manifest.sizes("scratch"))
         return {name: aligned(size) for name, size in needed.items()}
 
     def _bind(self, function: Function) -> _Bound:
         arrays = {arg.name: self._array(arg) for arg in function.args}
         by_kind = {arg.kind: arrays[arg.name] for arg in function.args}
-        missing = {"tokens", "start", "next"} - by_kind.keys()
+        missing = {"tokens", "positions", "tables", "next"} - by_kind.keys()
         if missing:
             raise ArtifactError(f"function {function.symbol!r} takes no {missing.pop()}: compile it again")
         return _Bound(
             call=self.find(function.symbol),
             args=tuple(self._tensor(arg, arrays[arg.name]) for arg in function.args),
             tokens=by_kind["tokens"],
-            start=by_kind["start"],
+            positions=by_kind["positions"],
+            tables=by_kind["tables"],
             output=self._output(by_kind),
-            last_only=function.last_only,
         )
 
     def _output(self, by_kind: Mapping[Any, np.ndarray]) -> Output:
@@ -223,7 +269,11 @@ class Engine:
                     f"the weight file does not hold {arg.name!r} as compiled: compile it again"
                 )
             return found.reshape(arg.shape)
-        owned = arg.kind not in {"cache", "scratch"}
+        if arg.kind == "blocks":
+            return self.tables.flat
+        if arg.kind == "cache":
+            return self._buffers[arg.name].view(arg.dtype)
+        owned = arg.kind != "scratch"
         memory = aligned(arg.nbytes) if owned else self._buffers[arg.name]
         return memory[: arg.nbytes].view(arg.dtype).reshape(arg.shape)
 

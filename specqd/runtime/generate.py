@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from specqd.errors import InputError
 from specqd.runtime.engine import Engine
-from specqd.runtime.levels import LevelStats, Verifier
+from specqd.runtime.levels import LevelStats, Verifier, run
 
 __all__ = ["Stats", "decode"]
 
@@ -85,7 +85,7 @@ def decode(
     stats.levels = _all_levels(target)
     text = list(prompt)
     began = time.perf_counter()
-    new = [target.prefill(text)]
+    new = [run(engine, target.prefill(text))]
     stats.prefill_seconds = time.perf_counter() - began
     while True:
         stats.new_tokens += len(new)
@@ -94,7 +94,7 @@ def decode(
         if stats.finish:
             return
         began, busy = time.perf_counter(), engine.seconds
-        new = target.round(text, max_new_tokens - stats.new_tokens)
+        new = run(engine, target.round(text, max_new_tokens - stats.new_tokens))
         stats.rounds += 1
         stats.decode_seconds += time.perf_counter() - began
         stats.compiled_seconds += engine.seconds - busy

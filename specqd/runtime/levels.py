@@ -3,15 +3,18 @@
 A chain `target <- draft <- suffix` is a `Verifier` whose `below` is a `Verifier` whose `below` looks text up. Each
 verifier keeps what it would have chosen itself, so what it proposes is distributed as if it had decoded alone,
 however many levels helped it (ML-SpecQD, arXiv 2503.13565).
+
+Levels run nothing: they yield the passes that they need and are sent what came of them (`Steps`). So whoever drives
+them may put the passes of several sequences into one (specqd.runtime.batch).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from specqd.runtime.choosing import Choice, Chooser
 from specqd.runtime.drafting import DraftLength
@@ -19,10 +22,33 @@ from specqd.runtime.engine import Engine
 from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.output import Output
 
-__all__ = ["Asked", "Level", "LevelStats", "Looked", "Round", "Source", "Verifier"]
+__all__ = ["Asked", "Level", "LevelStats", "Looked", "Pass", "Round", "Source", "Steps", "Verifier", "run"]
 
-
+T = TypeVar("T")
 _MEMORY = 0.97  # weight of a round in the pace of a level after each further round
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Tokens that an entry is to be fed, at positions `start`, `start + 1`, ... of the sequence."""
+
+    entry: str
+    tokens: Sequence[int]
+    start: int
+
+
+Steps = Generator[Pass, Output, T]
+"""Work that asks for passes and ends in a T."""
+
+
+def run(engine: Engine, steps: Steps[T], sequence: int = 0) -> T:
+    """Do the work of one sequence, a pass at a time."""
+    try:
+        wanted = next(steps)
+        while True:
+            wanted = steps.send(engine.feed(wanted.entry, wanted.tokens, wanted.start, sequence))
+    except StopIteration as end:
+        return end.value
 
 
 @dataclass
@@ -74,7 +100,7 @@ class Level(Protocol):
         """Its figures."""
         ...
 
-    def propose(self, text: list[int], asked: Asked) -> list[Choice]:
+    def propose(self, text: list[int], asked: Asked) -> Steps[list[Choice]]:
         """Propose tokens after `text`, which is left as it was; none if there is nothing to propose."""
         ...
 
@@ -90,8 +116,9 @@ class Looked:
         self.stats = LevelStats(name)
         self._search = search
 
-    def propose(self, text: list[int], asked: Asked) -> list[Choice]:
+    def propose(self, text: list[int], asked: Asked) -> Steps[list[Choice]]:
         """Propose the earlier continuation, as certainties."""
+        yield from ()
         began = time.perf_counter()
         found = self._search.propose(text, min(asked.want, asked.most))
         for count in range(1, len(found)):
@@ -120,8 +147,9 @@ class Source:
 class Verifier:
     """A compiled entry of the engine, which checks in one pass of several rows what the level below proposes.
 
-    `below`: whom to ask, the next only if the one before proposes nothing. `shares`: it reads and writes the cache
-    of the level that asks it, so it needs no prefill of its own. `fed`: positions of the text that its cache holds.
+    `engine` says what the entry takes, `clock` how many seconds were spent on the sequence. `below`: whom to ask, the
+    next only if the one before proposes nothing. `shares`: it reads and writes the cache of the level that asks it, so
+    it needs no prefill of its own. `fed`: positions of the text that its cache holds.
     """
 
     engine: Engine
@@ -131,6 +159,7 @@ class Verifier:
     shares: bool = False
     stop: Collection[int] = ()
     on_round: Callable[[Round], None] | None = None
+    clock: Callable[[], float] = time.perf_counter
     fed: int = 0
     stats: LevelStats = field(init=False)
 
@@ -150,28 +179,28 @@ class Verifier:
         for source in self.below:
             source.level.keep(length)
 
-    def prefill(self, text: list[int]) -> Choice:
+    def prefill(self, text: list[int]) -> Steps[Choice]:
         """Feed the whole text; append the token after it."""
-        output = self._fill(text, len(text))
+        output = yield from self._fill(text, len(text))
         (new,) = self.chooser.verify(output, len(output.next) - 1, text, ())
         text.append(new.token)
         return new
 
-    def _fill(self, text: list[int], length: int) -> Output:
+    def _fill(self, text: list[int], length: int) -> Steps[Output]:
         """Feed the text up to `length` in the largest pieces there are; return what the last one says."""
         for rows in reversed(self.engine.rows(self.entry)):
             while length - self.fed >= rows:
-                output = self.engine.feed(self.entry, text[self.fed : self.fed + rows], self.fed)
+                output = yield Pass(self.entry, text[self.fed : self.fed + rows], self.fed)
                 self.fed += rows
         return output
 
-    def propose(self, text: list[int], asked: Asked) -> list[Choice]:
+    def propose(self, text: list[int], asked: Asked) -> Steps[list[Choice]]:
         """Decode as this level would alone."""
         begin, found = len(text), list[Choice]()
         if self.shares:
             self.fed = asked.held
         while self.engine.room(self.entry, len(text) - 1):
-            found += self.round(text, asked.most - len(found))
+            found += yield from self.round(text, asked.most - len(found))
             if found[-1].token in self.stop or len(found) >= asked.want:
                 break
             if not asked.goes_on(len(found), *self._doubt):
@@ -180,23 +209,23 @@ class Verifier:
         self.stats.proposed += len(found)
         return found
 
-    def round(self, text: list[int], room: int) -> list[Choice]:
+    def round(self, text: list[int], room: int) -> Steps[list[Choice]]:
         """Append to `text` the tokens that one pass makes certain, 1 to `room`; return them.
 
         Ends with the first stop token. The cache must have a place for the last token of the text.
         """
         rows = self.engine.room(self.entry, self.fed)
         if len(text) - self.fed > rows:
-            self._fill(text, len(text) - 1)
+            yield from self._fill(text, len(text) - 1)
             rows = self.engine.room(self.entry, self.fed)
         pending = len(text) - self.fed
-        began = time.perf_counter()
-        asked, drafts = self._drafts(text, min(room - 1, rows - pending))
-        drafted = time.perf_counter()
+        began = self.clock()
+        asked, drafts = yield from self._drafts(text, min(room - 1, rows - pending))
+        drafted = self.clock()
         fed = [*text[self.fed :], *(draft.token for draft in drafts)]
-        output = self.engine.feed(self.entry, fed, self.fed)
+        output = yield Pass(self.entry, fed, self.fed)
         new = self.chooser.verify(output, pending - 1, text, drafts)
-        verified = time.perf_counter()
+        verified = self.clock()
         agreed = len(new) - 1
         self._doubt = output.confidence(pending - 1 + agreed)
         for source in asked:
@@ -214,14 +243,15 @@ class Verifier:
             self._report(asked[0].level.stats, drafts, min(agreed, len(new)), new)
         return new
 
-    def _drafts(self, text: list[int], most: int) -> tuple[Sequence[Source], list[Choice]]:
+    def _drafts(self, text: list[int], most: int) -> Steps[tuple[Sequence[Source], list[Choice]]]:
         """Ask the levels below; return who answered and what, or all of them and nothing."""
         for source in self.below:
             want = min(source.length.choose(self._pace), most)
-            if want > 0 and (
-                found := source.level.propose(text, Asked(want, most, self.fed, source.length.goes_on))
-            ):
-                return (source,), found
+            if want > 0:
+                asked = Asked(want, most, self.fed, source.length.goes_on)
+                found = yield from source.level.propose(text, asked)
+                if found:
+                    return (source,), found
         return self.below, []
 
     def _report(self, below: LevelStats, drafts: list[Choice], agreed: int, new: list[Choice]) -> None:
