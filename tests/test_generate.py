@@ -84,6 +84,7 @@ class Scripted:
     def __init__(self, truth: list[int], script: list[bool], prompt: int) -> None:
         self.truth, self.script, self.prompt = truth, list(script), prompt
         self.capacity = len(truth)
+        self.vocab_size = VOCAB
         self.cache: list[int] = []
         self.seconds = 0.0
 

@@ -48,7 +48,7 @@ class BlockTables:
         return next((i for i, (held, reserved) in enumerate(pairs) if not held and not reserved), None)
 
     def reserve(self, sequence: int, length: int) -> bool:
-        """Set blocks aside for `length` positions of the sequence; return False, and do nothing, if there are too few."""
+        """Set blocks aside for `length` positions of the sequence; if there are too few, do nothing and say False."""
         wanted = blocks_for(length) - max(self._held[sequence], self._reserved[sequence])
         if wanted > self.available:
             return False

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from specqd.artifact import Artifact, open_artifact
-from specqd.errors import ArtifactError, InputError
-from specqd.manifest import BLOCK, Arg, Function
+from specqd.errors import InputError
+from specqd.manifest import BLOCK
+from specqd.runtime.binding import Memory, bind
 from specqd.runtime.blocks import BlockTables, blocks_for
 from specqd.runtime.cpu import demand_cpu
-from specqd.runtime.library import aligned, load_functions, set_threads, tensor
+from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
 from specqd.runtime.threads import ThreadChoice, available_cpus
 from specqd.weightfile import read_weights
 
 __all__ = ["Engine", "Piece"]
-
-_LARGEST = 2**32  # bytes of a cache: compiled code counts elements, of two bytes and more, in 31 bits
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A function with its argument list; only the contents of its inputs change between calls."""
-
-    call: Callable[..., None]
-    args: tuple[Any, ...]
-    tokens: np.ndarray
-    positions: np.ndarray
-    tables: np.ndarray
-    output: Output
 
 
 @dataclass(frozen=True)
@@ -75,29 +61,37 @@ class Engine:
         pool = min(blocks_for(positions or sys.maxsize), sequences * blocks_for(manifest.capacity))
         self.tables = BlockTables(sequences, manifest.capacity, pool)
         self.capacity = min(manifest.capacity, pool * BLOCK)
+        self.vocab_size = manifest.vocab_size
         self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
         self.threads = threads or available_cpus()
         self._choice = ThreadChoice(self.threads)
         self._threads_set = 0
         self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)
-        self._weights = read_weights(artifact.weights)
-        self._tensors: dict[tuple[str, str, tuple[int, ...]], Any] = {}
-        self._buffers = self._allocate()
-        self._bound = {(f.entry, f.rows): self._bind(f) for f in manifest.functions}
+        memory = Memory(manifest, read_weights(artifact.weights), self.tables)
+        self._bound = {(f.entry, f.rows): bind(f, self.find(f.symbol), memory) for f in manifest.functions}
         self._rows: dict[tuple[str, bool], tuple[int, ...]] = {}
         for f in sorted(manifest.functions, key=lambda f: f.rows):
             for every_row in {False, not f.last_only}:
                 self._rows[f.entry, every_row] = (*self._rows.get((f.entry, every_row), ()), f.rows)
 
     @classmethod
-    def open(cls, directory: str | Path, threads: int | None = None, *, verify: bool = False) -> Engine:
+    def open(
+        cls,
+        directory: str | Path,
+        threads: int | None = None,
+        *,
+        sequences: int = 1,
+        positions: int | None = None,
+        verify: bool = False,
+    ) -> Engine:
         """Check and load an artifact; its code runs in this process, so open only what you trust.
 
         Raises:
             ArtifactError: the artifact is damaged or was made for another CPU.
         """
-        return cls(open_artifact(Path(directory), verify=verify), threads)
+        artifact = open_artifact(Path(directory), verify=verify)
+        return cls(artifact, threads, sequences=sequences, positions=positions)
 
     def rows(self, entry: str, *, every_row: bool = False) -> tuple[int, ...]:
         """Row counts that `entry` was compiled for, ascending; `every_row`: those that output each row."""
@@ -222,65 +216,3 @@ class Engine:
     def _no_function(self, entry: str, rows: int) -> InputError:
         sizes = ", ".join(map(str, self.rows(entry)))
         return InputError(f"entry {entry!r} takes {sizes} rows at a time, not {rows}")
-
-    def _allocate(self) -> dict[str, np.ndarray]:
-        """Make one zeroed buffer for each cache and scratch name, as large as its largest user needs."""
-        caches = self.manifest.sizes("cache")
-        for name, size in caches.items():
-            if size * self.tables.pool >= _LARGEST:
-                raise InputError(
-                    f"the cache {name} would take {size * self.tables.pool} bytes and compiled code reaches "
-                    f"{_LARGEST}: load with fewer `sequences` or `cache_tokens`, or compile with a smaller `--context`"
-                )
-        needed = {name: size * self.tables.pool for name, size in caches.items()}
-        needed.update(self.manifest.sizes("scratch"))
-        return {name: aligned(size) for name, size in needed.items()}
-
-    def _bind(self, function: Function) -> _Bound:
-        arrays = {arg.name: self._array(arg) for arg in function.args}
-        by_kind = {arg.kind: arrays[arg.name] for arg in function.args}
-        missing = {"tokens", "positions", "tables", "next"} - by_kind.keys()
-        if missing:
-            raise ArtifactError(f"function {function.symbol!r} takes no {missing.pop()}: compile it again")
-        return _Bound(
-            call=self.find(function.symbol),
-            args=tuple(self._tensor(arg, arrays[arg.name]) for arg in function.args),
-            tokens=by_kind["tokens"],
-            positions=by_kind["positions"],
-            tables=by_kind["tables"],
-            output=self._output(by_kind),
-        )
-
-    def _output(self, by_kind: Mapping[Any, np.ndarray]) -> Output:
-        rows = len(by_kind["next"])
-        logits, sums = by_kind.get("logits"), by_kind.get("sums")
-        return Output(
-            by_kind["next"],
-            None if logits is None else logits.reshape(rows, -1),
-            None if sums is None else sums.reshape(rows, 2),
-            self.manifest.vocab_size,
-        )
-
-    def _array(self, arg: Arg) -> np.ndarray:
-        if arg.kind == "weight":
-            found = self._weights.get(arg.name)
-            if found is None or found.dtype != arg.dtype or found.nbytes != arg.nbytes:
-                raise ArtifactError(
-                    f"the weight file does not hold {arg.name!r} as compiled: compile it again"
-                )
-            return found.reshape(arg.shape)
-        if arg.kind == "blocks":
-            return self.tables.flat
-        if arg.kind == "cache":
-            return self._buffers[arg.name].view(arg.dtype)
-        owned = arg.kind != "scratch"
-        memory = aligned(arg.nbytes) if owned else self._buffers[arg.name]
-        return memory[: arg.nbytes].view(arg.dtype).reshape(arg.shape)
-
-    def _tensor(self, arg: Arg, array: np.ndarray) -> Any:
-        if arg.kind != "weight":
-            return tensor(array)
-        key = (arg.name, arg.dtype, arg.shape)
-        if key not in self._tensors:
-            self._tensors[key] = tensor(array)
-        return self._tensors[key]

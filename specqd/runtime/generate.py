@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from specqd.errors import InputError
 from specqd.runtime.engine import Engine
-from specqd.runtime.levels import LevelStats, Verifier, run
+from specqd.runtime.levels import LevelStats, Steps, Verifier, run
 
-__all__ = ["Stats", "decode"]
+__all__ = ["Decoding", "Stats", "decode", "demand_prompt"]
 
 
 @dataclass
@@ -68,36 +68,60 @@ class Stats:
         return max(0, self.new_tokens - 1) / self.rounds if self.rounds else None
 
 
+class Decoding:
+    """One sequence on its way: each `advance` makes some more tokens certain, until `stats.finish` says why it ended.
+
+    It ends after `max_new_tokens`, after a token of the target's `stop` (which is given) or when the cache is full.
+    `busy` gives the seconds that compiled code has worked, for the figures.
+
+    Raises:
+        InputError: the prompt is empty or does not fit the cache.
+    """
+
+    def __init__(
+        self,
+        target: Verifier,
+        prompt: Sequence[int],
+        stats: Stats,
+        max_new_tokens: int,
+        busy: Callable[[], float] | None = None,
+    ) -> None:
+        demand_prompt(target.engine, prompt, max_new_tokens)
+        self.stats, self._target, self._limit = stats, target, max_new_tokens
+        self._text = list(prompt)
+        self._busy = busy or (lambda: target.engine.seconds)
+        stats.prompt_tokens = len(prompt)
+        stats.drafts = tuple(source.level.stats for source in target.below)
+        stats.levels = _all_levels(target)
+
+    def advance(self) -> Steps[list[int]]:
+        """Ask for what is needed and end with the next tokens, one or more; the first time, of the prompt."""
+        stats, target = self.stats, self._target
+        began, busy = time.perf_counter(), self._busy()
+        if not stats.new_tokens:
+            new = [(yield from target.prefill(self._text))]
+            stats.prefill_seconds += time.perf_counter() - began
+        else:
+            new = yield from target.round(self._text, self._limit - stats.new_tokens)
+            stats.rounds += 1
+            stats.decode_seconds += time.perf_counter() - began
+            stats.compiled_seconds += self._busy() - busy
+        stats.new_tokens += len(new)
+        stats.finish = _finish(target.engine, stats, new[-1].token, self._limit, target.stop)
+        return [one.token for one in new]
+
+
 def decode(
     target: Verifier, prompt: Sequence[int], stats: Stats, *, max_new_tokens: int
 ) -> Iterator[list[int]]:
     """Yield the continuation of `prompt` in lists of one or more tokens, each as soon as it is known.
 
-    Ends after `max_new_tokens`, after a token of the target's `stop` (which is yielded) or when the cache is full.
-
     Raises:
         InputError: the prompt is empty or does not fit the cache.
     """
-    engine = target.engine
-    _demand_room(engine, prompt, max_new_tokens)
-    stats.prompt_tokens = len(prompt)
-    stats.drafts = tuple(source.level.stats for source in target.below)
-    stats.levels = _all_levels(target)
-    text = list(prompt)
-    began = time.perf_counter()
-    new = [run(engine, target.prefill(text))]
-    stats.prefill_seconds = time.perf_counter() - began
-    while True:
-        stats.new_tokens += len(new)
-        stats.finish = _finish(engine, stats, new[-1].token, max_new_tokens, target.stop)
-        yield [one.token for one in new]
-        if stats.finish:
-            return
-        began, busy = time.perf_counter(), engine.seconds
-        new = run(engine, target.round(text, max_new_tokens - stats.new_tokens))
-        stats.rounds += 1
-        stats.decode_seconds += time.perf_counter() - began
-        stats.compiled_seconds += engine.seconds - busy
+    decoding = Decoding(target, prompt, stats, max_new_tokens)
+    while not stats.finish:
+        yield run(target.engine, decoding.advance())
 
 
 def _all_levels(verifier: Verifier) -> tuple[LevelStats, ...]:
@@ -109,7 +133,8 @@ def _all_levels(verifier: Verifier) -> tuple[LevelStats, ...]:
     return tuple(found)
 
 
-def _demand_room(engine: Engine, prompt: Sequence[int], max_new_tokens: int) -> None:
+def demand_prompt(engine: Engine, prompt: Sequence[int], max_new_tokens: int) -> None:
+    """Raise InputError unless there are a prompt, of known tokens, that fits the cache, and tokens to make."""
     if not prompt:
         raise InputError("the prompt is empty: give at least one token")
     if len(prompt) > engine.capacity:
@@ -117,6 +142,10 @@ def _demand_room(engine: Engine, prompt: Sequence[int], max_new_tokens: int) -> 
             f"the prompt has {len(prompt)} tokens and the cache holds {engine.capacity}: shorten it, or "
             f"compile with `--context {len(prompt) + max_new_tokens}`"
         )
+    known = engine.vocab_size
+    if min(prompt) < 0 or max(prompt) >= known:
+        wrong = next(token for token in prompt if not 0 <= token < known)
+        raise InputError(f"token {wrong} is not in the model's vocabulary of {known}")
     if max_new_tokens < 1:
         raise InputError(f"cannot generate {max_new_tokens} tokens: ask for 1 or more")
 

@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 from specqd.errors import InputError
+from specqd.runtime.batch import Batch, Request
 from specqd.runtime.choosing import Greedy
 from specqd.runtime.drafting import DraftLength
 from specqd.runtime.engine import Engine
-from specqd.runtime.generate import Stats, decode
+from specqd.runtime.generate import Decoding, Stats, decode, demand_prompt
 from specqd.runtime.levels import Round
-from specqd.runtime.plan import Link, Plan
+from specqd.runtime.plan import Link, Plan, Rules
 from specqd.runtime.text import Message, Text
 
 __all__ = ["Generation", "Model", "Prompt", "load"]
@@ -125,6 +126,51 @@ class Model:
                 on_text(piece)
         return Generation(tokens, "".join(pieces), self.last)
 
+    def generate_many(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int = 256,
+        *,
+        speculate: bool = True,
+        plan: str | None = None,
+        raw: bool = False,
+        ignore_eos: bool = False,
+    ) -> list[Generation]:
+        """Continue several prompts, as many at a time as the model was loaded for (`sequences`).
+
+        Each gets the tokens that `generate` would give it.
+
+        Raises:
+            InputError: as `generate`, before anything is decoded.
+        """
+        chosen = self.plan_of(speculate, None, plan)
+        encoded = [self.encode(prompt, raw=raw) for prompt in prompts]
+        for tokens in encoded:
+            demand_prompt(self.engine, tokens, max_new_tokens)
+        batch, made = Batch(self.engine), {}
+        for tokens in encoded:
+            request = self._request(tokens, max_new_tokens, chosen, ignore_eos)
+            made[request] = Generation([], "", request.stats)
+            batch.add(request)
+        while len(batch):
+            for request, new in batch.step():
+                made[request].tokens.extend(new)
+        for request in made:
+            if request.error:
+                raise request.error
+        decode = self.text.decode if self._has_text else lambda tokens: ""
+        return [replace(one, text=decode(one.tokens)) for one in made.values()]
+
+    def _request(self, prompt: list[int], limit: int, plan: Plan, ignore_eos: bool) -> Request:
+        stop = frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
+        stats = Stats()
+
+        def start(rules: Rules, clock: Callable[[], float]) -> Decoding:
+            target = plan.build(self.engine, Greedy(), stop, rules=rules, clock=clock)
+            return Decoding(target, prompt, stats, limit, clock)
+
+        return Request(min(len(prompt) + limit, self.engine.capacity), start, stats)
+
     def stream(
         self,
         prompt: Prompt,
@@ -167,12 +213,22 @@ class Model:
         return (self.engine.artifact.directory / "tokenizer.json").is_file()
 
 
-def load(directory: str | Path, threads: int | None = None, *, verify: bool = False) -> Model:
+def load(
+    directory: str | Path,
+    threads: int | None = None,
+    *,
+    sequences: int = 1,
+    cache_tokens: int | None = None,
+    verify: bool = False,
+) -> Model:
     """Load an artifact, which runs its code in this process: load only what you trust.
 
-    `threads` is the most it may use (default: the CPUs of this process); `verify` hashes every file again.
+    `threads` is the most it may use (default: the CPUs of this process); `verify` hashes every file again. So many
+    `sequences` can be decoded together (`generate_many`), whose prompts and answers may have `cache_tokens` tokens in
+    all (default: the artifact's context each).
 
     Raises:
         ArtifactError: the artifact is missing, damaged, or made for another CPU.
+        InputError: an option is out of range.
     """
-    return Model(Engine.open(directory, threads, verify=verify))
+    return Model(Engine.open(directory, threads, sequences=sequences, positions=cache_tokens, verify=verify))

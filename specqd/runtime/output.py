@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,11 @@ class Output:
     logits: np.ndarray | None
     sums: np.ndarray | None
     vocabulary: int
+
+    def part(self, first: int, count: int) -> Output:
+        """Return `count` rows from `first` on."""
+        logits, sums = (x if x is None else x[first : first + count] for x in (self.logits, self.sums))
+        return replace(self, next=self.next[first : first + count], logits=logits, sums=sums)
 
     def token(self, row: int) -> int:
         """The greedy choice after a row, among the target's tokens."""

@@ -11,6 +11,7 @@ looks the text up for where its last N tokens or more occurred before. `@rule` s
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from specqd.runtime.engine import Engine
 from specqd.runtime.levels import Level, Looked, Round, Source, Verifier
 from specqd.runtime.lookup import SuffixLookup
 
-__all__ = ["Link", "Plan"]
+__all__ = ["Link", "Plan", "Rules"]
 
 _LINK = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<least>\d+))?(?:@(?P<rule>[a-z]+(?::[\d.]+)?(?:/\d+)?))?")
 _SEARCH = "suffix"
@@ -44,6 +45,10 @@ class Link:
     def __str__(self) -> str:
         """Give the text that `Plan.parse` reads."""
         return f"{self.name}{'' if self.least is None else f':{self.least}'}@{self.rule}"
+
+
+#: draft-length rules by depth in a plan and link
+Rules = dict[tuple[int, Link], DraftLength]
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,12 @@ class Plan:
         chooser: Chooser,
         stop: Collection[int] = (),
         on_round: Callable[[Round], None] | None = None,
-        rules: dict[tuple[int, Link], DraftLength] | None = None,
+        rules: Rules | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> Verifier:
         """Make the chain for one sequence; `rules` keeps what the draft-length rules learn, for the next one.
+
+        `clock` tells the seconds that were spent on the sequence.
 
         Raises:
             InputError: the artifact lacks an entry of the plan, or a rule is unknown.
@@ -116,10 +124,12 @@ class Plan:
                     made_level: Level = Looked(link.name, SuffixLookup(link.least or _USUAL))
                 else:
                     mine = below if link == _last_compiled(level) else []
-                    made_level = Verifier(engine, link.name, chooser, mine, shares[link], stop, on_round)
+                    made_level = Verifier(
+                        engine, link.name, chooser, mine, shares[link], stop, on_round, clock
+                    )
                 made.append(Source(made_level, rules.setdefault((depth, link), length_rule(link.rule))))
             below = made
-        return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round)
+        return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round, clock=clock)
 
     def _shares(self, engine: Engine) -> dict[Link, bool]:
         """Say which compiled level works on the cache of the one that asks it."""
