@@ -12,7 +12,7 @@ from specqd.artifact import Function, Manifest, Refused, is_artifact, save
 from specqd.errors import ArtifactError, InputError
 from specqd.manifest import LevelRecord
 from specqd.runtime.cpu import cpu_features
-from specqd.runtime.plan import Plan
+from specqd.runtime.plan import SEARCH, Plan
 from specqd.staging import demand_free
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def compile_model(
     """
     target = Path(target)
     demand_free(target, is_artifact if force else None)
+    _demand_names(drafts or {}, pipeline)
     parsed = None if plan is None else Plan.parse(plan)
     if context is not None and (pipeline is not None or context < 1):
         raise InputError(
@@ -136,6 +137,20 @@ def _compile(
         force=force,
         progress=wrote,
     )
+
+
+def _demand_names(drafts: Mapping[str, Any], pipeline: str | None) -> None:
+    """Refuse names that plans cannot say, or that mean something else there."""
+    taken = {"target": "the model itself", SEARCH: "a search of the text"}
+    if pipeline is None:
+        taken["draft"] = "the model's own copy in MXFP4"
+    for name in drafts:
+        if not (name.isascii() and name.isidentifier()):
+            raise InputError(
+                f"{name!r} cannot name a draft: use letters, digits and _, and begin with a letter"
+            )
+        if name in taken:
+            raise InputError(f"{name!r} cannot name a draft, for it means {taken[name]}: choose another name")
 
 
 def _library_cache() -> Path | None:

@@ -21,10 +21,12 @@ from specqd.runtime.engine import Engine
 from specqd.runtime.levels import Level, Looked, Round, Source, Verifier
 from specqd.runtime.lookup import SuffixLookup
 
-__all__ = ["Link", "Plan"]
+__all__ = ["SEARCH", "Link", "Plan"]
 
 _LINK = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<least>\d+))?(?:@(?P<rule>[a-z]+(?::[\d.]+)?(?:/\d+)?))?")
-_SEARCH = "suffix"
+SEARCH = "suffix"
+"""The name of the level that looks the text up."""
+
 _USUAL = 3  # tokens that must recur, unless the plan says otherwise
 
 
@@ -39,7 +41,7 @@ class Link:
     @property
     def searches(self) -> bool:
         """Whether it looks the text up instead of running a model."""
-        return self.name == _SEARCH
+        return self.name == SEARCH
 
     def __str__(self) -> str:
         """Give the text that `Plan.parse` reads."""
@@ -74,7 +76,7 @@ class Plan:
         target, *drafts = chain
         if not drafts:
             return cls(target)
-        return cls(target, ((Link(_SEARCH, 4), Link(drafts[-1])), (Link(_SEARCH, 3),)))
+        return cls(target, ((Link(SEARCH, 4), Link(drafts[-1])), (Link(SEARCH, 3),)))
 
     def demand(self, entries: Collection[str]) -> None:
         """Check that all levels are among `entries` or need none; raises InputError naming the first that is not."""
@@ -85,7 +87,7 @@ class Plan:
             if name not in entries:
                 raise InputError(
                     f"the plan names a level {name!r}, which the artifact has not; it has {', '.join(entries)}, and "
-                    f"any artifact has {_SEARCH}"
+                    f"any artifact has {SEARCH}"
                 )
 
     def __str__(self) -> str:
@@ -150,7 +152,7 @@ def _last_compiled(level: tuple[Link, ...]) -> Link | None:
 
 def _link(text: str, plan: str) -> Link:
     found = _LINK.fullmatch(text.strip())
-    if found is None or (found["least"] and found["name"] != _SEARCH):
+    if found is None or (found["least"] and found["name"] != SEARCH):
         raise InputError(
             f"the plan {plan!r} has a level {text.strip()!r}; write `entry@rule` or `suffix:N@rule`"
         )
