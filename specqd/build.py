@@ -118,7 +118,7 @@ def _compile(
         tell("rewriting the graph", min(done, len(steps.steps)), len(steps.steps))
 
     program = steps(program, watch, tell=tell)
-    plan = plan or Plan.usual(program.chain)
+    plan = plan or Plan.usual(_usual_chain(program))
     plan.demand(program.chain)
     compiled = build(program, instructions, progress=tell, cache=_library_cache())
     written, total = 0, sum(_distinct_weights(compiled.functions).values())
@@ -151,6 +151,13 @@ def _demand_names(drafts: Mapping[str, Any], pipeline: str | None) -> None:
             )
         if name in taken:
             raise InputError(f"{name!r} cannot name a draft, for it means {taken[name]}: choose another name")
+
+
+def _usual_chain(program: Program) -> list[str]:
+    """Return the target, its last copy, and then what is no copy of it, in the order of the chain."""
+    target, *drafts = program.chain
+    copies = [name for name in drafts if program.entry(name).derived_from == target]
+    return [target, *copies[-1:], *(name for name in drafts if name not in copies)]
 
 
 def _library_cache() -> Path | None:

@@ -72,11 +72,15 @@ class Plan:
 
     @classmethod
     def usual(cls, chain: Sequence[str]) -> Plan:
-        """Return what serves most texts: look them up, else ask the last draft, which may look them up too."""
+        """Return what serves most texts: look them up, else ask the drafts, each of which drafts for the one before.
+
+        `chain`: the target, then its drafts from the most alike on. The last of them looks the text up too.
+        """
         target, *drafts = chain
         if not drafts:
             return cls(target)
-        return cls(target, ((Link(SEARCH, 4), Link(drafts[-1])), (Link(SEARCH, 3),)))
+        first, *others = ((Link(name),) for name in drafts)
+        return cls(target, ((Link(SEARCH, 4), *first), *others, (Link(SEARCH, 3),)))
 
     def demand(self, entries: Collection[str]) -> None:
         """Check that all levels are among `entries` or need none; raises InputError naming the first that is not."""
