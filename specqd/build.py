@@ -12,7 +12,7 @@ from specqd.artifact import Function, Manifest, Refused, is_artifact, save
 from specqd.errors import ArtifactError, InputError
 from specqd.manifest import LevelRecord
 from specqd.runtime.cpu import cpu_features
-from specqd.runtime.plan import Plan
+from specqd.runtime.plan import SEARCH, Plan
 from specqd.staging import demand_free
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def compile_model(
     """
     target = Path(target)
     demand_free(target, is_artifact if force else None)
+    _demand_names(drafts or {}, pipeline)
     parsed = None if plan is None else Plan.parse(plan)
     if context is not None and (pipeline is not None or context < 1):
         raise InputError(
@@ -117,7 +118,7 @@ def _compile(
         tell("rewriting the graph", min(done, len(steps.steps)), len(steps.steps))
 
     program = steps(program, watch, tell=tell)
-    plan = plan or Plan.usual(program.chain)
+    plan = plan or Plan.usual(_usual_chain(program))
     plan.demand(program.chain)
     compiled = build(program, instructions, progress=tell, cache=_library_cache())
     written, total = 0, sum(_distinct_weights(compiled.functions).values())
@@ -136,6 +137,27 @@ def _compile(
         force=force,
         progress=wrote,
     )
+
+
+def _demand_names(drafts: Mapping[str, Any], pipeline: str | None) -> None:
+    """Refuse names that plans cannot say, or that mean something else there."""
+    taken = {"target": "the model itself", SEARCH: "a search of the text"}
+    if pipeline is None:
+        taken["draft"] = "the model's own copy in MXFP4"
+    for name in drafts:
+        if not (name.isascii() and name.isidentifier()):
+            raise InputError(
+                f"{name!r} cannot name a draft: use letters, digits and _, and begin with a letter"
+            )
+        if name in taken:
+            raise InputError(f"{name!r} cannot name a draft, for it means {taken[name]}: choose another name")
+
+
+def _usual_chain(program: Program) -> list[str]:
+    """Return the target, its last copy, and then what is no copy of it, in the order of the chain."""
+    target, *drafts = program.chain
+    copies = [name for name in drafts if program.entry(name).derived_from == target]
+    return [target, *copies[-1:], *(name for name in drafts if name not in copies)]
 
 
 def _library_cache() -> Path | None:

@@ -7,8 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 __all__ = [
-    "REFINED_TOGETHER", "cached_attention", "causal_attention", "linear_int8", "linear_mxfp4", "linear_refined",
-    "rms_norm", "rope",
+    "REFINED_TOGETHER", "among_all", "cached_attention", "causal_attention", "linear_int8", "linear_mxfp4",
+    "linear_refined", "rms_norm", "rope",
 ]  # fmt: skip
 
 REFINED_TOGETHER = 16
@@ -182,3 +182,18 @@ def linear_refined(
 @linear_refined.register_fake
 def _(x, blocks, scales, bias, weight, best):  # type: ignore[no-untyped-def]
     return x.new_empty(*x.shape[:-1], blocks.shape[0])
+
+
+@torch.library.custom_op("specqd::among_all", mutates_args=())
+def among_all(x: Tensor, places: Tensor) -> Tensor:
+    """Logits `x [..., n]` of some tokens among those of all: `[..., V]`, from `places int32 [V]`.
+
+    Token t has the logit at `places[t]`, or -inf where that is -1.
+    """
+    known = x[..., places.clamp(min=0).long()]
+    return known.masked_fill(places < 0, float("-inf"))
+
+
+@among_all.register_fake
+def _(x, places):  # type: ignore[no-untyped-def]
+    return x.new_empty(*x.shape[:-1], places.shape[0])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command_server import PIPELINE, POSITIONS, CommandServer, one_sentence
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from specqd import artifact
 
@@ -143,6 +144,19 @@ def test_models_that_are_nowhere(server: CommandServer, home: Path, model: str, 
         (["--isa", "z80"], "no instruction set named 'z80'"),
         (["--plan", "target <- sibling"], "the plan names a level 'sibling', which the artifact has not"),
         (["--plan", "target <- draft@often"], "no draft-length rule 'often'"),
+        (["--draft", "model"], "--draft 'model' names no model: write NAME=MODEL"),
+        (["--draft", "=model"], "--draft '=model' names no model"),
+        (["--draft", "small="], "--draft 'small=' names no model"),
+        (["--draft", "a=model", "--draft", "a=model"], "--draft names two models 'a'"),
+        (["--draft", "a-b=model"], "'a-b' cannot name a draft: use letters, digits and _"),
+        (["--draft", "kleiné=model"], "'kleiné' cannot name a draft: use letters, digits and _"),
+        (["--draft", "draft=model"], "'draft' cannot name a draft, for it means the model's own copy"),
+        (["--draft", "suffix=model"], "'suffix' cannot name a draft, for it means a search of the text"),
+        (
+            ["--draft", "target=model", *PIPELINE],
+            "'target' cannot name a draft, for it means the model itself",
+        ),
+        (["--draft", "small=./missing"], "no model at missing: it is neither a folder nor a .gguf file"),
         (["--frobnicate"], "no such option: --frobnicate"),
         (["--frobnicate"], "see `specqd compile --help`"),
     ],
@@ -150,6 +164,46 @@ def test_models_that_are_nowhere(server: CommandServer, home: Path, model: str, 
 def test_options_of_compile(server: CommandServer, home: Path, options: list[str], sentence: str):
     one_sentence(server.run("compile", "model", "-o", "new", *options), sentence)
     assert not (home / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda model: model["vocab"].update(zz=50), "the model of its tokenizer is another"),
+        (lambda model: model["vocab"].update(a=12, b=11), "the model of its tokenizer is another"),
+        (None, "without both tokenizers nothing shows that the ids mean the same"),
+    ],
+)
+def test_drafts_whose_tokens_mean_something_else(
+    server: CommandServer, home: Path, place: Path, change: Callable | None, sentence: str
+):
+    small = shutil.copytree(home / "model", place / "small")
+    if change:
+        changed(small / "tokenizer.json", lambda fields: change(fields["model"]))
+    else:
+        (small / "tokenizer.json").unlink()
+    larger = LlamaForCausalLM(LlamaConfig.from_pretrained(small, vocab_size=52)).bfloat16()
+    larger.save_pretrained(small)
+    ended = server.run("compile", "model", "-o", "new", *PIPELINE, "--draft", f"small={small}")
+    one_sentence(ended, f"{small} cannot draft for this model", sentence)
+    assert not (home / "new").exists()
+
+
+def test_a_draft_of_another_checkpoint(server: CommandServer, home: Path, place: Path):
+    """It is padded to more tokens, knows fewer positions, and drafts by the plan that is stored."""
+    small = shutil.copytree(home / "model", place / "small")
+    config = LlamaConfig.from_pretrained(small, vocab_size=52, max_position_embeddings=POSITIONS // 2)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(small)
+    ended = server.run("compile", "model", "-o", str(place / "a"), *PIPELINE, "--draft", f"small={small}")
+    assert (ended.code, ended.err) == (0, "")
+    manifest = json.loads((place / "a" / "specqd.json").read_text())
+    assert manifest["chain"] == ["target", "small"]
+    assert manifest["levels"]["small"] == {"capacity": POSITIONS // 2, "vocab_size": 52}
+    assert "small" in manifest["plan"]
+    asked = ("generate", str(place / "a"), "-p", "abcabc", "-n", "30")
+    plain = server.run(*asked, "--no-speculate")
+    assert plain.code == 0
+    assert server.run(*asked).out == plain.out
 
 
 @pytest.mark.parametrize(

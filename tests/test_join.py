@@ -61,6 +61,12 @@ def test_a_draft_that_knows_fewer_positions_gets_a_smaller_cache():
     assert (caches["kv"].capacity, caches["sibling_kv"].capacity) == (64, 32)
 
 
+def test_a_draft_that_knows_more_positions_gets_the_cache_of_the_target():
+    joined = join(small(1, positions=48), small(1), "sibling")
+    caches = Pipeline.parse("insert-kv-cache")(joined).caches
+    assert (caches["kv"].capacity, caches["sibling_kv"].capacity) == (48, 48)
+
+
 def test_padded_vocabularies_of_one_tokenizer_go_together(tmp_path: Path):
     files = tokenizer(tmp_path / "a")
     assert join(small(1, files=files), small(1, vocab=64, files=files), "sibling").chain == (
@@ -97,11 +103,15 @@ def test_chains_over_a_joined_draft_give_the_targets_tokens(tmp_path: Path):
     files = tokenizer(tmp_path / "t")
     joined = join(small(2, files=files), small(1, vocab=64, positions=48, files=files), "sibling")
     joined.model = replace(joined.model, tokenizer_files=())
-    specqd.compile(joined, tmp_path / "a", pipeline=default_pipeline(96, ("sibling",)))
+    manifest = specqd.compile(joined, tmp_path / "a", pipeline=default_pipeline(96, ("sibling",)))
+    assert manifest.plan == (
+        "target <- suffix:4@adaptive | draft@adaptive <- sibling@adaptive <- suffix:3@adaptive"
+    )
     model = specqd.load(tmp_path / "a")
     prompt = [5, 17, 3, 41, 3, 41, 3]
     plain = model.generate(prompt, 80, speculate=False, ignore_eos=True).tokens
     for plan in (
+        manifest.plan,
         "target <- sibling@fixed:3",
         "target <- draft@fixed:4 <- sibling@fixed:2 <- suffix:1@fixed:2",
         "target <- suffix:3@fixed:15 | sibling@adaptive | draft@confidence:0.3",
@@ -109,4 +119,4 @@ def test_chains_over_a_joined_draft_give_the_targets_tokens(tmp_path: Path):
     ):
         made = model.generate(prompt, 80, plan=plan, ignore_eos=True)
         assert made.tokens == plain, plan
-        assert made.stats.drafted > 0
+        assert made.stats.drafted > 0, plan

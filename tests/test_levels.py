@@ -104,8 +104,11 @@ def test_the_plan_of_the_artifact_is_followed_unless_another_is_given(tmp_path: 
 
 def test_the_usual_plan():
     assert str(Plan.usual(["target"])) == "target"
-    assert str(Plan.usual(["target", "sibling", "draft"])) == (
+    assert str(Plan.usual(["target", "draft"])) == (
         "target <- suffix:4@adaptive | draft@adaptive <- suffix:3@adaptive"
+    )
+    assert str(Plan.usual(["target", "draft", "sibling"])) == (
+        "target <- suffix:4@adaptive | draft@adaptive <- sibling@adaptive <- suffix:3@adaptive"
     )
 
 

@@ -228,7 +228,7 @@ def test_an_input_that_is_not_finite_is_refused_and_the_rest_cast(program, calib
         (b"w1 w2 w3", r"words.txt holds 3 tokens, fewer than tokens=256: give a longer text"),
         (b"w1 \xff\xfe", r"words.txt is not UTF-8 \(byte 3\): convert it"),
         (b"", r"holds 0 tokens"),
-        (None, r"cannot read the calibration text .*words.txt: No such file"),
+        (None, r"cannot read the text .*words.txt: No such file"),
     ],
 )
 def test_a_text_that_cannot_be_used_is_an_error(program, calibrate, tmp_path, content, why):
@@ -242,9 +242,7 @@ def test_a_text_that_cannot_be_used_is_an_error(program, calibrate, tmp_path, co
 def test_a_file_needs_the_tokenizer(program, calibrate):
     bare = program.copy()
     bare.model = ModelInfo("toy", VOCAB, 64)
-    with pytest.raises(
-        InputError, match=r"words.txt cannot be calibrated on: .* without tokenizer.json; add it"
-    ):
+    with pytest.raises(InputError, match=r"words.txt cannot be used: .* without tokenizer.json; add it"):
         calibrate()(bare, "draft")
 
 

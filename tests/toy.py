@@ -5,7 +5,8 @@ rolled back, or a position off by one, changes what it says. Its drafts are wron
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,16 @@ from specqd.manifest import BLOCK
 CAPACITY = 64
 VOCAB = 50
 EOS = 7
-ROWS = {"target": (1, 2, 3, 4, 8, 16), "draft": (1, 2), "other": (1, 2)}
+ROWS = (1, 2, 3, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An entry of the toy: its cache (`kv` is the target's) and how often it is wrong."""
+
+    cache: str = "kv"
+    wrong_every: int = 3
+    rows: tuple[int, ...] = (1, 2)
 
 
 def mix(tokens: Sequence[int]) -> int:
@@ -79,30 +89,39 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
     return step
 
 
-def _function(entry: str, rows: int, cache: str, last_only: bool) -> Function:
+def _function(entry: str, rows: int, draft: Draft, last_only: bool) -> Function:
     args = (
         Arg(name="tokens", kind="tokens", dtype="int32", shape=(rows,)),
         Arg(name="positions", kind="positions", dtype="int32", shape=(rows,)),
         Arg(name="tables", kind="tables", dtype="int32", shape=(rows,)),
         Arg(name="next", kind="next", dtype="int32", shape=(1 if last_only else rows,)),
-        Arg(name=cache, kind="cache", dtype="uint16", shape=(BLOCK,)),
+        Arg(name=draft.cache, kind="cache", dtype="uint16", shape=(BLOCK,)),
         Arg(name="blocks", kind="blocks", dtype="int32", shape=(1,)),
         Arg(name="table", kind="weight", dtype="int32", shape=(VOCAB,)),
     )
     return Function(entry=entry, rows=rows, last_only=last_only, symbol=f"{entry}_{rows}", args=args)
 
 
-def compile_toy(folder: Path, wrong_every: int = 3) -> Compiled:
-    """Compile a target and two drafts, wrong in one of `wrong_every` cases; `draft` shares the cache."""
+def compile_toy(folder: Path, wrong_every: int = 3, drafts: Mapping[str, Draft] | None = None) -> Compiled:
+    """Compile a target and its drafts: by default `draft`, which shares the target's cache, and `other`."""
     import tvm
 
+    entries = {
+        "target": Draft("kv", 0, ROWS),
+        **(
+            drafts
+            or {
+                "draft": Draft("kv", wrong_every),
+                "other": Draft("kv_other", wrong_every),
+            }
+        ),
+    }
     functions, code = [], {}
-    for entry, sizes in ROWS.items():
-        for rows in sizes:
+    for entry, draft in entries.items():
+        for rows in draft.rows:
             last_only = entry == "target" and rows == 16
-            function = _function(entry, rows, "kv_other" if entry == "other" else "kv", last_only)
-            wrong = 0 if entry == "target" else wrong_every
-            code[function.symbol] = _prim_func(function.symbol, rows, wrong, last_only)
+            function = _function(entry, rows, draft, last_only)
+            code[function.symbol] = _prim_func(function.symbol, rows, draft.wrong_every, last_only)
             functions.append(function)
     path = folder / "toy.so"
     tvm.compile(tvm.IRModule(code), target="llvm").export_library(str(path))

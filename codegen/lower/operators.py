@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -167,6 +168,17 @@ def _rope(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     return Value(x.shape, "float32", at, breaks=breaks, vectorises=x.vectorises)
 
 
+def _among_all(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
+    x, places = f.step.materialise(f.argument(node.args[0])), f.argument(node.args[1])
+
+    def at(index: Index) -> Any:
+        place = places.at([index[-1]])
+        known = x.at([*index[:-1], tirx.max(place, i32(0))])
+        return tirx.Select(place < 0, tirx.const(-math.inf, "float32"), known)
+
+    return Value(tuple(node.meta["val"].shape), "float32", at, vectorises=False)
+
+
 #: operator -> function(lowering, node, epilogue chain) giving its value
 OPERATORS: dict[Any, Callable[[Any, fx.Node, list[fx.Node]], Value]] = {
     **PRODUCTS,
@@ -176,4 +188,5 @@ OPERATORS: dict[Any, Callable[[Any, fx.Node, list[fx.Node]], Value]] = {
     aten.mean.dim: _mean,
     ops.rope.default: _rope,
     ops.cached_attention.default: cached_attention,
+    ops.among_all.default: _among_all,
 }

@@ -1,4 +1,4 @@
-"""Text to calibrate on, as tokens: the beginning of a file, in pieces."""
+"""Text to calibrate on or to count, as tokens: a file, or its beginning in pieces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from specqd.errors import InputError
 from specqd.program import ModelInfo
 from specqd.runtime.text import Text
 
-__all__ = ["read_file", "tokenizer"]
+__all__ = ["encode_file", "read_file", "tokenizer"]
 
 _PIECE = 512
 """Positions of one text at most: attention's memory grows with the square."""
@@ -20,6 +20,26 @@ def tokenizer(model: ModelInfo) -> Text | None:
     return None if found is None else Text(found.parent, model.vocab_size)
 
 
+def encode_file(path: str, model: ModelInfo) -> list[int]:
+    """Return the tokens of a UTF-8 file.
+
+    Raises:
+        InputError: the file cannot be read as UTF-8, or the model has no tokenizer.
+        ArtifactError: the tokenizer cannot be read.
+    """
+    text = tokenizer(model)
+    if text is None:
+        raise InputError(
+            f"the text {path} cannot be used: the model came without tokenizer.json; add it, or leave out text="
+        )
+    try:
+        return text.encode(Path(path).expanduser().read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the text {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the text {path} is not UTF-8 (byte {error.start}): convert it") from error
+
+
 def read_file(path: str, model: ModelInfo, tokens: int) -> list[list[int]]:
     """Return the first `tokens` tokens of a UTF-8 file in texts of at most 512; each begins with BOS if the first does.
 
@@ -27,22 +47,10 @@ def read_file(path: str, model: ModelInfo, tokens: int) -> list[list[int]]:
         InputError: the file cannot be read as UTF-8 or is too short, or the model has no tokenizer.
         ArtifactError: the tokenizer cannot be read.
     """
-    text = tokenizer(model)
-    if text is None:
-        raise InputError(
-            f"{path} cannot be calibrated on: the model came without tokenizer.json; add it, or leave out text="
-        )
-    try:
-        ids = text.encode(Path(path).expanduser().read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the calibration text {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the calibration text {path} is not UTF-8 (byte {error.start}): convert it"
-        ) from error
+    ids = encode_file(path, model)
     if len(ids) < tokens:
         raise InputError(
-            f"the calibration text {path} holds {len(ids)} tokens, fewer than tokens={tokens}: give a longer text, or "
+            f"the text {path} holds {len(ids)} tokens, fewer than tokens={tokens}: give a longer text, or "
             "fewer tokens"
         )
     begin = [ids[0]] if ids[0] == model.bos_token_id else []

@@ -16,10 +16,11 @@ from specqd.program import Entry, Program
 from . import mxfp4
 from .cast_mxfp4 import packed, unsuitable
 
-__all__ = ["RefineHead"]
+__all__ = ["WORTH", "RefineHead"]
 
 ops = torch.ops.specqd
-_WORTH = 4  # a head with fewer times the channels computed again saves too little
+WORTH = 4
+"""A head with fewer times the channels computed again saves too little."""
 
 
 class RefineHead(Pass):
@@ -75,6 +76,6 @@ class RefineHead(Pass):
             return reason
         channels = len(program.weights[str(weight_of(node))])
         again = self.best * REFINED_TOGETHER
-        if channels < _WORTH * again:
+        if channels < WORTH * again:
             return f"of its {channels} channels {again} would be computed again, which saves too little"
         return None

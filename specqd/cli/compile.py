@@ -11,6 +11,7 @@ import typer
 from specqd.build import DEFAULT_CONTEXT
 from specqd.cli.app import app
 from specqd.cli.progress import progress_bar
+from specqd.errors import InputError
 
 __all__ = ["compile_"]
 
@@ -27,6 +28,13 @@ def compile_(
         Path,
         typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
     ],
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="A smaller model with the same tokenizer that drafts too; may be given several times.",
+        ),
+    ] = None,
     pipeline: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="Passes to run instead of the usual ones; see `specqd passes`."),
@@ -63,6 +71,7 @@ def compile_(
         manifest = compile_model(
             model,
             output,
+            drafts=_named(draft or []),
             pipeline=pipeline,
             context=context,
             isa=isa,
@@ -76,3 +85,18 @@ def compile_(
         print("the model has no tokenizer.json: only Python, with token ids, can prompt the artifact")
     if manifest.refusals:
         print(f"{len(manifest.refusals)} rewrites were refused; `specqd inspect {output}` says which and why")
+
+
+def _named(drafts: list[str]) -> dict[str, str]:
+    """Read `NAME=MODEL` texts; raises InputError for one that is not of that form, or a name given twice."""
+    named: dict[str, str] = {}
+    for text in drafts:
+        name, _, model = (part.strip() for part in text.partition("="))
+        if not name or not model:
+            raise InputError(
+                f"--draft {text!r} names no model: write NAME=MODEL, such as small=./small-model"
+            )
+        if name in named:
+            raise InputError(f"--draft names two models {name!r}: give each a name of its own")
+        named[name] = model
+    return named

@@ -22,10 +22,12 @@ from specqd.runtime.engine import Engine
 from specqd.runtime.levels import Level, Looked, Round, Source, Verifier
 from specqd.runtime.lookup import SuffixLookup
 
-__all__ = ["Link", "Plan", "Rules"]
+__all__ = ["SEARCH", "Link", "Plan", "Rules"]
 
 _LINK = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<least>\d+))?(?:@(?P<rule>[a-z]+(?::[\d.]+)?(?:/\d+)?))?")
-_SEARCH = "suffix"
+SEARCH = "suffix"
+"""The name of the level that looks the text up."""
+
 _USUAL = 3  # tokens that must recur, unless the plan says otherwise
 
 
@@ -40,7 +42,7 @@ class Link:
     @property
     def searches(self) -> bool:
         """Whether it looks the text up instead of running a model."""
-        return self.name == _SEARCH
+        return self.name == SEARCH
 
     def __str__(self) -> str:
         """Give the text that `Plan.parse` reads."""
@@ -75,11 +77,15 @@ class Plan:
 
     @classmethod
     def usual(cls, chain: Sequence[str]) -> Plan:
-        """Return what serves most texts: look them up, else ask the last draft, which may look them up too."""
+        """Return what serves most texts: look them up, else ask the drafts, each of which drafts for the one before.
+
+        `chain`: the target, then its drafts from the most alike on. The last of them looks the text up too.
+        """
         target, *drafts = chain
         if not drafts:
             return cls(target)
-        return cls(target, ((Link(_SEARCH, 4), Link(drafts[-1])), (Link(_SEARCH, 3),)))
+        first, *others = ((Link(name),) for name in drafts)
+        return cls(target, ((Link(SEARCH, 4), *first), *others, (Link(SEARCH, 3),)))
 
     def demand(self, entries: Collection[str]) -> None:
         """Check that all levels are among `entries` or need none; raises InputError naming the first that is not."""
@@ -90,7 +96,7 @@ class Plan:
             if name not in entries:
                 raise InputError(
                     f"the plan names a level {name!r}, which the artifact has not; it has {', '.join(entries)}, and "
-                    f"any artifact has {_SEARCH}"
+                    f"any artifact has {SEARCH}"
                 )
 
     def __str__(self) -> str:
@@ -160,7 +166,7 @@ def _last_compiled(level: tuple[Link, ...]) -> Link | None:
 
 def _link(text: str, plan: str) -> Link:
     found = _LINK.fullmatch(text.strip())
-    if found is None or (found["least"] and found["name"] != _SEARCH):
+    if found is None or (found["least"] and found["name"] != SEARCH):
         raise InputError(
             f"the plan {plan!r} has a level {text.strip()!r}; write `entry@rule` or `suffix:N@rule`"
         )
