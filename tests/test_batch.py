@@ -132,3 +132,34 @@ def test_a_small_cache_ends_the_text_there(artifact: Path):
     made = load(artifact, cache_tokens=20).generate([1, 2], 100, ignore_eos=True)
     assert made.stats.finish == "context"
     assert made.tokens == alone([1, 2], 31, False)  # 32 positions: whole blocks of 16
+
+
+def test_two_streams_at_once_need_two_sequences(artifact: Path):
+    both = load(artifact, sequences=2)
+    one, two = (both._rounds([i], 20, both.plan, True, None) for i in (1, 2))
+    made: tuple[list[int], list[int]] = ([], [])
+    for parts in zip(one, two, strict=False):
+        for tokens, new in zip(made, parts, strict=True):
+            tokens += new
+    for tokens, rest, first in zip(made, (one, two), (1, 2), strict=True):
+        assert tokens + [t for new in rest for t in new] == alone([first], 20, False)
+    assert both.engine.tables.available == both.engine.tables.pool
+
+
+def test_a_stream_that_was_left_makes_way_for_the_next(artifact: Path):
+    model = load(artifact)
+    left = model._rounds([1], 20, model.plan, True, None)
+    next(left)
+    assert model.generate([2], 20, ignore_eos=True).tokens == alone([2], 20, False)
+    with pytest.raises(InputError, match="another answer was begun in this one's place"):
+        list(left)
+    assert model.generate([1], 20, ignore_eos=True).tokens == alone([1], 20, False)
+
+
+def test_an_answer_beside_a_full_batch_is_refused(artifact: Path):
+    model = load(artifact)
+    batch = Batch(model.engine)
+    batch.add(model._request([1], 20, model.plan, True))
+    batch.step()
+    with pytest.raises(InputError, match="a batch has taken all sequences"):
+        model.generate([2], 4)

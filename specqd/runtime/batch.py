@@ -91,8 +91,11 @@ class Batch:
         """Begin waiting sequences, in order, while one has a place to go to."""
         tables = self._engine.tables
         while self._waiting:
-            sequence = tables.idle()
-            if sequence is None or not tables.reserve(sequence, self._waiting[0].positions):
+            sequence = tables.take()
+            if sequence is None:
+                return
+            if not tables.reserve(sequence, self._waiting[0].positions):
+                tables.release(sequence)
                 return
             self._begin(_Running(self._waiting.popleft(), sequence))
 

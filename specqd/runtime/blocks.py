@@ -31,6 +31,7 @@ class BlockTables:
         self._free = list(reversed(range(pool)))
         self._held = [0] * sequences
         self._reserved = [0] * sequences
+        self._taken: set[int] = set()
 
     @property
     def available(self) -> int:
@@ -42,10 +43,13 @@ class BlockTables:
         """Index in `flat` of the sequence's first block."""
         return sequence * self._each
 
-    def idle(self) -> int | None:
-        """A sequence that holds and has reserved nothing, if there is one."""
-        pairs = zip(self._held, self._reserved, strict=True)
-        return next((i for i, (held, reserved) in enumerate(pairs) if not held and not reserved), None)
+    def take(self) -> int | None:
+        """Return a sequence that nobody has taken, and holds nothing, until it is released; None if there is none."""
+        free = next((i for i in range(self.sequences) if i not in self._taken), None)
+        if free is not None:
+            self.release(free)
+            self._taken.add(free)
+        return free
 
     def reserve(self, sequence: int, length: int) -> bool:
         """Set blocks aside for `length` positions of the sequence; if there are too few, do nothing and say False."""
@@ -74,7 +78,8 @@ class BlockTables:
         self._held[sequence] = wanted
 
     def release(self, sequence: int) -> None:
-        """Take back all that the sequence holds and has reserved."""
+        """Take back the sequence, with all that it holds and has reserved."""
+        self._taken.discard(sequence)
         held, begin = self._held[sequence], self.begin(sequence)
         self._free += reversed(self.flat[begin : begin + held].tolist())
         self._held[sequence] = self._reserved[sequence] = 0

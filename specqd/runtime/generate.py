@@ -112,16 +112,18 @@ class Decoding:
 
 
 def decode(
-    target: Verifier, prompt: Sequence[int], stats: Stats, *, max_new_tokens: int
+    target: Verifier, prompt: Sequence[int], stats: Stats, *, max_new_tokens: int, sequence: int = 0
 ) -> Iterator[list[int]]:
     """Yield the continuation of `prompt` in lists of one or more tokens, each as soon as it is known.
+
+    It uses the caches of one sequence of the engine.
 
     Raises:
         InputError: the prompt is empty or does not fit the cache.
     """
     decoding = Decoding(target, prompt, stats, max_new_tokens)
     while not stats.finish:
-        yield run(target.engine, decoding.advance())
+        yield run(target.engine, decoding.advance(), sequence)
 
 
 def _all_levels(verifier: Verifier) -> tuple[LevelStats, ...]:

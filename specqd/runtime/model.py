@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from specqd.errors import InputError
@@ -199,7 +199,33 @@ class Model:
         self.last = Stats()
         stop = frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
         target = plan.build(self.engine, Greedy(), stop, on_round, self._rules)
-        return decode(target, prompt, self.last, max_new_tokens=limit)
+        return self._on_a_sequence(partial(decode, target, prompt, self.last, max_new_tokens=limit))
+
+    def _on_a_sequence(self, begin: Callable[..., Iterator[list[int]]]) -> Iterator[list[int]]:
+        """Decode on a free sequence of the engine, or on that of the oldest answer left unfinished."""
+        tables, answer = self.engine.tables, object()
+        if (sequence := tables.take()) is None and self._answers:
+            tables.release(self._answers.pop(next(iter(self._answers))))
+            sequence = tables.take()
+        if sequence is None:
+            raise InputError("a batch has taken all sequences: load the artifact with more `sequences`")
+        self._answers[answer] = sequence
+        try:
+            for new in begin(sequence=sequence):
+                yield new
+                if answer not in self._answers:
+                    raise InputError(
+                        "another answer was begun in this one's place: load the artifact with more `sequences`, "
+                        "or finish one before the next"
+                    )
+        finally:
+            if self._answers.pop(answer, None) is not None:
+                tables.release(sequence)
+
+    @cached_property
+    def _answers(self) -> dict[object, int]:
+        """The sequences on which answers are decoded, the oldest first."""
+        return {}
 
     def _with_text(self, rounds: Iterator[list[int]]) -> Iterator[tuple[list[int], str]]:
         detokenizer = self.text.detokenizer() if self._has_text else None
