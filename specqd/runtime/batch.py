@@ -10,7 +10,7 @@ from specqd.errors import SpecqdError
 from specqd.runtime.cost_aware import PassCost
 from specqd.runtime.engine import Engine, Piece
 from specqd.runtime.generate import Decoding, Stats
-from specqd.runtime.levels import Pass, Steps
+from specqd.runtime.levels import Pass, Place, Steps
 from specqd.runtime.output import Output
 from specqd.runtime.plan import Rules
 
@@ -21,24 +21,30 @@ __all__ = ["Batch", "Request"]
 class Request:
     """A sequence to be decoded, which takes at most `positions` positions of the cache.
 
-    `start(rules, clock)` begins it: with the draft-length rules of its place in the batch, and a clock of the seconds
-    spent on it, its share of each pass that it has rows in. `error` is what ended it, if anything did.
+    `start(rules, place)` begins it, with the draft-length rules that are kept at its place in the batch. `error` is
+    what ended it, if anything did.
     """
 
     positions: int
-    start: Callable[[Rules, Callable[[], float]], Decoding]
+    start: Callable[[Rules, Place], Decoding]
     stats: Stats
     error: SpecqdError | None = None
 
 
 @dataclass(eq=False)
 class _Running:
+    """A sequence in the batch, and its place there: `seconds` are its share of each pass that it has rows in."""
+
     request: Request
     sequence: int
-    seconds: float = 0.0
+    rows: Callable[[], int]
+    spent: float = 0.0
     decoding: Decoding = field(init=False)
     steps: Steps[list[int]] = field(init=False)
     wanted: Pass = field(init=False)
+
+    def seconds(self) -> float:
+        return self.spent
 
 
 class Batch:
@@ -55,6 +61,7 @@ class Batch:
         self._rules: list[Rules] = [{} for _ in range(engine.tables.sequences)]
         self._cost = {entry: PassCost() for entry in engine.entries}
         self._depth = {entry: depth for depth, entry in enumerate(engine.entries)}
+        self._most = min(engine.rows(entry, every_row=True)[-1] for entry in engine.entries)
         self.passes = 0
 
     def add(self, request: Request) -> None:
@@ -97,11 +104,15 @@ class Batch:
             if not tables.reserve(sequence, self._waiting[0].positions):
                 tables.release(sequence)
                 return
-            self._begin(_Running(self._waiting.popleft(), sequence))
+            self._begin(_Running(self._waiting.popleft(), sequence, self._share))
+
+    def _share(self) -> int:
+        """Rows that a sequence may have, so that all fit into one pass: a second one would cost what drafts gain."""
+        return max(1, self._most // max(1, len(self._running)))
 
     def _begin(self, one: _Running) -> None:
         try:
-            one.decoding = one.request.start(self._rules[one.sequence], lambda: one.seconds)
+            one.decoding = one.request.start(self._rules[one.sequence], one)
         except SpecqdError as error:
             one.request.error = error
             self._engine.tables.release(one.sequence)
@@ -163,6 +174,6 @@ class Batch:
         of_all = (seconds - of_rows * sum(rows)) / len(together)
         first = 0
         for one, count in zip(together, rows, strict=True):
-            one.seconds += of_all + of_rows * count
+            one.spent += of_all + of_rows * count
             yield output if len(together) == 1 else output.part(first, count)
             first += count

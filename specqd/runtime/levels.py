@@ -11,6 +11,7 @@ them may put the passes of several sequences into one (specqd.runtime.batch).
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,20 @@ from specqd.runtime.engine import Engine
 from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.output import Output
 
-__all__ = ["Asked", "Level", "LevelStats", "Looked", "Pass", "Round", "Source", "Steps", "Verifier", "run"]
+__all__ = [
+    "Alone",
+    "Asked",
+    "Level",
+    "LevelStats",
+    "Looked",
+    "Pass",
+    "Place",
+    "Round",
+    "Source",
+    "Steps",
+    "Verifier",
+    "run",
+]
 
 T = TypeVar("T")
 _MEMORY = 0.97  # weight of a round in the pace of a level after each further round
@@ -92,6 +106,30 @@ class Round:
     new: tuple[int, ...]
 
 
+class Place(Protocol):
+    """Where a sequence is decoded."""
+
+    def seconds(self) -> float:
+        """Seconds that were spent on the sequence, counted from any moment."""
+        ...
+
+    def rows(self) -> int:
+        """Most rows of a pass that are the sequence's own, 1 or more."""
+        ...
+
+
+class Alone:
+    """The place of a sequence that has every pass for itself."""
+
+    def seconds(self) -> float:
+        """Return the time."""
+        return time.perf_counter()
+
+    def rows(self) -> int:
+        """Return more than any pass has."""
+        return sys.maxsize
+
+
 class Level(Protocol):
     """Something that proposes how a text goes on."""
 
@@ -147,8 +185,8 @@ class Source:
 class Verifier:
     """A compiled entry of the engine, which checks in one pass of several rows what the level below proposes.
 
-    `engine` says what the entry takes, `clock` how many seconds were spent on the sequence. `below`: whom to ask, the
-    next only if the one before proposes nothing. `shares`: it reads and writes the cache of the level that asks it, so
+    `engine` says what the entry takes, `place` what the sequence may use. `below`: whom to ask, the next only if the
+    one before proposes nothing. `shares`: it reads and writes the cache of the level that asks it, so
     it needs no prefill of its own. `fed`: positions of the text that its cache holds.
     """
 
@@ -159,7 +197,7 @@ class Verifier:
     shares: bool = False
     stop: Collection[int] = ()
     on_round: Callable[[Round], None] | None = None
-    clock: Callable[[], float] = time.perf_counter
+    place: Place = field(default_factory=Alone)
     fed: int = 0
     stats: LevelStats = field(init=False)
 
@@ -214,18 +252,17 @@ class Verifier:
 
         Ends with the first stop token. The cache must have a place for the last token of the text.
         """
-        rows = self.engine.room(self.entry, self.fed)
-        if len(text) - self.fed > rows:
+        if len(text) - self.fed > self._room():
             yield from self._fill(text, len(text) - 1)
-            rows = self.engine.room(self.entry, self.fed)
+        rows = self._room()
         pending = len(text) - self.fed
-        began = self.clock()
+        began = self.place.seconds()
         asked, drafts = yield from self._drafts(text, min(room - 1, rows - pending))
-        drafted = self.clock()
+        drafted = self.place.seconds()
         fed = [*text[self.fed :], *(draft.token for draft in drafts)]
         output = yield Pass(self.entry, fed, self.fed)
         new = self.chooser.verify(output, pending - 1, text, drafts)
-        verified = self.clock()
+        verified = self.place.seconds()
         agreed = len(new) - 1
         self._doubt = output.confidence(pending - 1 + agreed)
         for source in asked:
@@ -242,6 +279,9 @@ class Verifier:
         if drafts:
             self._report(asked[0].level.stats, drafts, min(agreed, len(new)), new)
         return new
+
+    def _room(self) -> int:
+        return min(self.engine.room(self.entry, self.fed), self.place.rows())
 
     def _drafts(self, text: list[int], most: int) -> Steps[tuple[Sequence[Source], list[Choice]]]:
         """Ask the levels below; return who answered and what, or all of them and nothing."""

@@ -13,7 +13,7 @@ from specqd.runtime.choosing import Greedy
 from specqd.runtime.drafting import DraftLength
 from specqd.runtime.engine import Engine
 from specqd.runtime.generate import Decoding, Stats, decode, demand_prompt
-from specqd.runtime.levels import Round
+from specqd.runtime.levels import Place, Round
 from specqd.runtime.plan import Link, Plan, Rules
 from specqd.runtime.text import Message, Text
 
@@ -165,9 +165,9 @@ class Model:
         stop = frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
         stats = Stats()
 
-        def start(rules: Rules, clock: Callable[[], float]) -> Decoding:
-            target = plan.build(self.engine, Greedy(), stop, rules=rules, clock=clock)
-            return Decoding(target, prompt, stats, limit, clock)
+        def start(rules: Rules, place: Place) -> Decoding:
+            target = plan.build(self.engine, Greedy(), stop, rules=rules, place=place)
+            return Decoding(target, prompt, stats, limit, place.seconds)
 
         return Request(min(len(prompt) + limit, self.engine.capacity), start, stats)
 

@@ -11,7 +11,6 @@ looks the text up for where its last N tokens or more occurred before. `@rule` s
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from specqd.errors import InputError
 from specqd.runtime.choosing import Chooser
 from specqd.runtime.drafting import DraftLength, length_rule
 from specqd.runtime.engine import Engine
-from specqd.runtime.levels import Level, Looked, Round, Source, Verifier
+from specqd.runtime.levels import Alone, Level, Looked, Place, Round, Source, Verifier
 from specqd.runtime.lookup import SuffixLookup
 
 __all__ = ["SEARCH", "Link", "Plan", "Rules"]
@@ -110,16 +109,17 @@ class Plan:
         stop: Collection[int] = (),
         on_round: Callable[[Round], None] | None = None,
         rules: Rules | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        place: Place | None = None,
     ) -> Verifier:
         """Make the chain for one sequence; `rules` keeps what the draft-length rules learn, for the next one.
 
-        `clock` tells the seconds that were spent on the sequence.
+        `place` says what the sequence may use, if it is not alone.
 
         Raises:
             InputError: the artifact lacks an entry of the plan, or a rule is unknown.
         """
         self.demand(engine.entries)
+        place = place or Alone()
         shares = self._shares(engine)
         rules = {} if rules is None else rules
         below: list[Source] = []
@@ -131,11 +131,11 @@ class Plan:
                 else:
                     mine = below if link == _last_compiled(level) else []
                     made_level = Verifier(
-                        engine, link.name, chooser, mine, shares[link], stop, on_round, clock
+                        engine, link.name, chooser, mine, shares[link], stop, on_round, place
                     )
                 made.append(Source(made_level, rules.setdefault((depth, link), length_rule(link.rule))))
             below = made
-        return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round, clock=clock)
+        return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round, place=place)
 
     def _shares(self, engine: Engine) -> dict[Link, bool]:
         """Say which compiled level works on the cache of the one that asks it."""
