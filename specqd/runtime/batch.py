@@ -21,8 +21,7 @@ __all__ = ["Batch", "Request"]
 class Request:
     """A sequence to be decoded, which takes at most `positions` positions of the cache.
 
-    `start(rules, place)` begins it, with the draft-length rules that are kept at its place in the batch. `error` is
-    what ended it, if anything did.
+    `start(rules, place)` begins it, with the batch's draft-length rules. `error` is what ended it, if anything did.
     """
 
     positions: int
@@ -54,11 +53,11 @@ class Batch:
     sequences waiting for the same pass; among the passes of a level the longest asked for goes first.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, rules: Rules | None = None) -> None:
         self._engine = engine
         self._waiting: deque[Request] = deque()
         self._running: list[_Running] = []  # the one whose pass was asked for first, first
-        self._rules: list[Rules] = [{} for _ in range(engine.tables.sequences)]
+        self._rules: Rules = {} if rules is None else rules
         self._cost = {entry: PassCost() for entry in engine.entries}
         self._depth = {entry: depth for depth, entry in enumerate(engine.entries)}
         self._most = min(engine.rows(entry, every_row=True)[-1] for entry in engine.entries)
@@ -112,7 +111,7 @@ class Batch:
 
     def _begin(self, one: _Running) -> None:
         try:
-            one.decoding = one.request.start(self._rules[one.sequence], one)
+            one.decoding = one.request.start(self._rules, one)
         except SpecqdError as error:
             one.request.error = error
             self._engine.tables.release(one.sequence)

@@ -10,11 +10,10 @@ from pathlib import Path
 from specqd.errors import InputError
 from specqd.runtime.batch import Batch, Request
 from specqd.runtime.choosing import Greedy
-from specqd.runtime.drafting import DraftLength
 from specqd.runtime.engine import Engine
 from specqd.runtime.generate import Decoding, Stats, decode, demand_prompt
 from specqd.runtime.levels import Place, Round
-from specqd.runtime.plan import Link, Plan, Rules
+from specqd.runtime.plan import Plan, Rules
 from specqd.runtime.text import Message, Text
 
 __all__ = ["Generation", "Model", "Prompt", "load"]
@@ -40,8 +39,13 @@ class Model:
     last: Stats = field(default_factory=Stats)  # of the latest generation, also of one that was broken off
 
     @cached_property
-    def _rules(self) -> dict[tuple[int, Link], DraftLength]:
+    def _rules(self) -> Rules:
         """Draft-length rules, which keep what they learn from one generation to the next."""
+        return {}
+
+    @cached_property
+    def _batch_rules(self) -> Rules:
+        """The same of sequences that are decoded together."""
         return {}
 
     @cached_property
@@ -147,7 +151,7 @@ class Model:
         encoded = [self.encode(prompt, raw=raw) for prompt in prompts]
         for tokens in encoded:
             demand_prompt(self.engine, tokens, max_new_tokens)
-        batch, made = Batch(self.engine), {}
+        batch, made = Batch(self.engine, self._batch_rules), {}
         for tokens in encoded:
             request = self._request(tokens, max_new_tokens, chosen, ignore_eos)
             made[request] = Generation([], "", request.stats)

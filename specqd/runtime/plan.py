@@ -133,7 +133,9 @@ class Plan:
                     made_level = Verifier(
                         engine, link.name, chooser, mine, shares[link], stop, on_round, place
                     )
-                made.append(Source(made_level, rules.setdefault((depth, link), length_rule(link.rule))))
+                made.append(
+                    Source(made_level, rules.setdefault((depth, link), length_rule(link.rule)).share())
+                )
             below = made
         return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round, place=place)
 
