@@ -277,7 +277,7 @@ def test_artifacts_of_elsewhere(
     one_sentence(server.run("generate", str(copy), "-p", "a"), sentence, "compile")
 
 
-@pytest.mark.parametrize("verb", [["generate", "-p", "a"], ["inspect"], ["bench"]])
+@pytest.mark.parametrize("verb", [["generate", "-p", "a"], ["inspect"], ["bench"], ["tune"]])
 def test_no_artifact(server: CommandServer, home: Path, verb: list[str]):
     why = {"nowhere": "there is no such folder", "model": "it has no specqd.json"}
     for place, sentence in {**why, "model/config.json": "it is not a folder"}.items():

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from specqd.errors import SpecqdError
+from specqd.runtime.asking import Pass, Place, Steps
 from specqd.runtime.cost_aware import PassCost
 from specqd.runtime.engine import Engine, Piece
 from specqd.runtime.generate import Decoding, Stats
-from specqd.runtime.levels import Pass, Place, Steps
 from specqd.runtime.output import Output
 from specqd.runtime.plan import Rules
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from specqd.errors import InputError
+from specqd.runtime.asking import LevelStats, Steps, run
 from specqd.runtime.engine import Engine
-from specqd.runtime.levels import LevelStats, Steps, Verifier, run
+from specqd.runtime.levels import Verifier
 
 __all__ = ["Decoding", "Stats", "decode", "demand_prompt"]
 

@@ -3,148 +3,25 @@
 A chain `target <- draft <- suffix` is a `Verifier` whose `below` is a `Verifier` whose `below` looks text up. Each
 verifier keeps what it would have chosen itself, so what it proposes is distributed as if it had decoded alone,
 however many levels helped it (ML-SpecQD, arXiv 2503.13565).
-
-Levels run nothing: they yield the passes that they need and are sent what came of them (`Steps`). So whoever drives
-them may put the passes of several sequences into one (specqd.runtime.batch).
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
 
+from specqd.runtime.asking import Alone, Asked, Level, LevelStats, Pass, Place, Round, Steps
 from specqd.runtime.choosing import Choice, Chooser
 from specqd.runtime.drafting import DraftLength
 from specqd.runtime.engine import Engine
 from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.output import Output
 
-__all__ = [
-    "Alone",
-    "Asked",
-    "Level",
-    "LevelStats",
-    "Looked",
-    "Pass",
-    "Place",
-    "Round",
-    "Source",
-    "Steps",
-    "Verifier",
-    "run",
-]
+__all__ = ["Looked", "Source", "Verifier"]
 
-T = TypeVar("T")
 _MEMORY = 0.97  # weight of a round in the pace of a level after each further round
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """Tokens that an entry is to be fed, at positions `start`, `start + 1`, ... of the sequence."""
-
-    entry: str
-    tokens: Sequence[int]
-    start: int
-
-
-Steps = Generator[Pass, Output, T]
-"""Work that asks for passes and ends in a T."""
-
-
-def run(engine: Engine, steps: Steps[T], sequence: int = 0) -> T:
-    """Do the work of one sequence, a pass at a time."""
-    try:
-        wanted = next(steps)
-        while True:
-            wanted = steps.send(engine.feed(wanted.entry, wanted.tokens, wanted.start, sequence))
-    except StopIteration as end:
-        return end.value
-
-
-@dataclass
-class LevelStats:
-    """What one level did; filled in while it runs.
-
-    `proposed` tokens reached the level above, which decided on `examined` of them and chose `accepted` too; what
-    follows a rejected token is dropped unseen. `passes` and `seconds` are its own (those of levels below aside).
-    """
-
-    name: str
-    proposed: int = 0
-    examined: int = 0
-    accepted: int = 0
-    passes: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a level wants of the one below it.
-
-    About `want` and at most `most` tokens; after each pass below, `goes_on(tokens so far, probability of the last
-    row's greedy choice, its entropy)` says whether to continue. `held`: positions of the text whose keys and values
-    the asking level has in its cache.
-    """
-
-    want: int
-    most: int
-    held: int
-    goes_on: Callable[[int, float, float], bool]
-
-
-@dataclass(frozen=True)
-class Round:
-    """One verification: what was proposed by which level to which, and how many of the tokens stood."""
-
-    level: str
-    below: str
-    drafts: tuple[int, ...]
-    new: tuple[int, ...]
-
-
-class Place(Protocol):
-    """Where a sequence is decoded."""
-
-    def seconds(self) -> float:
-        """Seconds that were spent on the sequence, counted from any moment."""
-        ...
-
-    def rows(self) -> int:
-        """Most rows of a pass that are the sequence's own, 1 or more."""
-        ...
-
-
-class Alone:
-    """The place of a sequence that has every pass for itself."""
-
-    def seconds(self) -> float:
-        """Return the time."""
-        return time.perf_counter()
-
-    def rows(self) -> int:
-        """Return more than any pass has."""
-        return sys.maxsize
-
-
-class Level(Protocol):
-    """Something that proposes how a text goes on."""
-
-    @property
-    def stats(self) -> LevelStats:
-        """Its figures."""
-        ...
-
-    def propose(self, text: list[int], asked: Asked) -> Steps[list[Choice]]:
-        """Propose tokens after `text`, which is left as it was; none if there is nothing to propose."""
-        ...
-
-    def keep(self, length: int) -> None:
-        """Forget what was seen of the text from index `length` on: it may go on otherwise."""
-        ...
 
 
 class Looked:

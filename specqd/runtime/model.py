@@ -8,11 +8,11 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from specqd.errors import InputError
+from specqd.runtime.asking import Place, Round
 from specqd.runtime.batch import Batch, Request
 from specqd.runtime.choosing import Greedy
 from specqd.runtime.engine import Engine
 from specqd.runtime.generate import Decoding, Stats, decode, demand_prompt
-from specqd.runtime.levels import Place, Round
 from specqd.runtime.plan import Plan, Rules
 from specqd.runtime.text import Message, Text
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from specqd.errors import InputError
+from specqd.runtime.asking import Alone, Level, Place, Round
 from specqd.runtime.choosing import Chooser
 from specqd.runtime.drafting import DraftLength, length_rule
 from specqd.runtime.engine import Engine
-from specqd.runtime.levels import Alone, Level, Looked, Place, Round, Source, Verifier
+from specqd.runtime.levels import Looked, Source, Verifier
 from specqd.runtime.lookup import SuffixLookup
 
 __all__ = ["SEARCH", "Link", "Plan", "Rules"]
