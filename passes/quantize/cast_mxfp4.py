@@ -33,7 +33,7 @@ class CastMXFP4(Pass):
 
     1. Every linear is cast as above, except the head, the linear that makes the logits.
     2. The head, by the option `lm_head`: kept, cast to MXFP4 as above, or cast to INT8 with one scale a row,
-       linear_int8(x, w.int8_values, w.int8_scales, bias).
+       linear_int8(x, w.int8_values, w.int8_scales, bias). One that refine-head has seen to stays as it is.
     3. Other readers of the same weight, such as a tied embedding, keep the weight as it is.
 
     Refused: weights that `keep` names, weights that are computed, rows that are no multiple of 32, dtypes
@@ -70,7 +70,7 @@ def decide(program: Program, entry: Entry, lm_head: Head, keep: tuple[str, ...])
     last = head(entry.graph)
     decided: list[Decision] = []
     for node in entry.graph.nodes:
-        if calls(node, *_PRODUCTS):
+        if calls(node, *_PRODUCTS) and not calls(node, ops.linear_refined.default):
             form = lm_head if node is last else "mxfp4"
             reason = unsuitable(program, node, form, keep)
             decided.append((node, Refusal(node.name, reason) if reason else form))
