@@ -19,7 +19,8 @@ class Stats:
 
     `rounds` are target passes after the prefill. `drafts` are the levels that draft for the target itself,
     `levels` all below it. `compiled_seconds` is the part of `decode_seconds` spent in compiled code. `finish` is
-    one of eos, length, context, and "" while running or when broken off.
+    one of eos, stop (a stop string was met), length, context, cancelled, and "" while running or when broken off by an
+    exception.
     """
 
     prompt_tokens: int = 0

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 from specqd.errors import InputError
-from specqd.runtime.choosing import Greedy
+from specqd.runtime.answer import Answer
+from specqd.runtime.choosing import chooser
 from specqd.runtime.drafting import DraftLength
 from specqd.runtime.engine import Engine
 from specqd.runtime.generate import Stats, decode
 from specqd.runtime.levels import Round
+from specqd.runtime.logprobs import Scored, TokenScore
+from specqd.runtime.options import Options, stop_tokens
 from specqd.runtime.plan import Link, Plan
+from specqd.runtime.sampling import Sampling
+from specqd.runtime.stopping import StopStrings
 from specqd.runtime.text import Message, Text
 
 __all__ = ["Generation", "Model", "Prompt", "load"]
@@ -24,11 +30,12 @@ Prompt = str | Sequence[Message] | Sequence[int]
 
 @dataclass(frozen=True)
 class Generation:
-    """New tokens (a final end-of-sequence token included), their text, and how it went."""
+    """New tokens (a final end-of-sequence token included), their text, how it went, and their scores if asked for."""
 
     tokens: list[int]
     text: str
     stats: Stats
+    logprobs: list[TokenScore] | None = None
 
 
 @dataclass
@@ -94,73 +101,70 @@ class Model:
         prompt: Prompt,
         max_new_tokens: int = 256,
         *,
-        speculate: bool = True,
-        draft_length: int | None = None,
-        plan: str | None = None,
-        raw: bool = False,
-        ignore_eos: bool = False,
+        logprobs: int = 0,
         on_text: Callable[[str], None] | None = None,
-        on_round: Callable[[Round], None] | None = None,
+        **options: Unpack[Options],
     ) -> Generation:
-        """Continue a prompt greedily; `on_text` is called with each new piece of text.
+        """Continue a prompt; `on_text` is called with each new piece of text, `options` are those of `Options`.
 
-        The tokens are the same whatever `speculate`, `draft_length` and `plan` say. `plan` names the levels and
-        their draft lengths (see specqd.runtime.plan), instead of the artifact's own plan; `draft_length` lets the
-        first compiled level of that draft alone, so many tokens a round. `on_round` is told of each verification.
-        A prompt of token ids needs no tokenizer; its generation then has text only if there is one.
+        `logprobs`: how many of the most likely tokens to score in place of each new one; 0 scores none. A prompt of
+        token ids needs no tokenizer; its generation then has text only if there is one.
 
         Raises:
-            InputError: the prompt is empty, does not fit the cache, or is refused by the chat template; or the
-                plan cannot be followed.
+            InputError: the prompt is empty, does not fit the cache, or is refused by the chat template; the plan
+                cannot be followed; or an option is out of its range.
         """
-        tokens: list[int] = []
+        answer, rounds = self._begin(prompt, max_new_tokens, logprobs, **options)
         pieces: list[str] = []
-        encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(speculate, draft_length, plan)
-        for new, piece in self._with_text(
-            self._rounds(encoded, max_new_tokens, chosen, ignore_eos, on_round)
-        ):
-            tokens += new
+        for piece in answer.pieces(rounds):
             pieces.append(piece)
-            if on_text and piece:
+            if on_text:
                 on_text(piece)
-        return Generation(tokens, "".join(pieces), self.last)
+        return Generation(answer.tokens, "".join(pieces), self.last, answer.scores if logprobs else None)
 
     def stream(
+        self, prompt: Prompt, max_new_tokens: int = 256, **options: Unpack[Options]
+    ) -> Generator[str, None, None]:
+        """Yield the text of `generate` in pieces as it becomes certain; `last` holds the figures.
+
+        Closing it ends the answer.
+        """
+        answer, rounds = self._begin(prompt, max_new_tokens, 0, **options)
+        return answer.pieces(rounds)
+
+    def _begin(
         self,
         prompt: Prompt,
-        max_new_tokens: int = 256,
+        limit: int,
+        logprobs: int,
         *,
         speculate: bool = True,
         draft_length: int | None = None,
         plan: str | None = None,
         raw: bool = False,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        eos_token_ids: Collection[int] | None = None,
         ignore_eos: bool = False,
+        cancel: Callable[[], bool] | None = None,
         on_round: Callable[[Round], None] | None = None,
-    ) -> Iterator[str]:
-        """Yield the text of `generate` in pieces as it becomes certain; `last` holds the figures."""
+    ) -> tuple[Answer, Iterator[list[int]]]:
+        """Return an empty answer and the rounds that will fill it."""
         encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(speculate, draft_length, plan)
-        rounds = self._rounds(encoded, max_new_tokens, chosen, ignore_eos, on_round)
-        return (piece for _, piece in self._with_text(rounds) if piece)
-
-    def _rounds(
-        self,
-        prompt: list[int],
-        limit: int,
-        plan: Plan,
-        ignore_eos: bool,
-        on_round: Callable[[Round], None] | None,
-    ) -> Iterator[list[int]]:
+        manifest = self.engine.manifest
+        ends = stop_tokens(manifest.eos_token_ids, eos_token_ids, ignore_eos, manifest.vocab_size)
+        strings = StopStrings(stop)
+        if strings and not self._has_text:
+            raise InputError(
+                "the artifact has no tokenizer, so its text cannot be stopped at: give eos_token_ids instead"
+            )
+        target = chosen.build(self.engine, chooser(sampling), ends, on_round, self._rules)
+        scored = Scored(target.chooser, logprobs) if logprobs else None
+        target.chooser = scored or target.chooser
         self.last = Stats()
-        stop = frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
-        target = plan.build(self.engine, Greedy(), stop, on_round, self._rules)
-        return decode(target, prompt, self.last, max_new_tokens=limit)
-
-    def _with_text(self, rounds: Iterator[list[int]]) -> Iterator[tuple[list[int], str]]:
         detokenizer = self.text.detokenizer() if self._has_text else None
-        for new in rounds:
-            yield new, detokenizer.add(new) if detokenizer else ""
-        if detokenizer:
-            yield [], detokenizer.finish()
+        answer = Answer(self.last, detokenizer, strings, scored, cancel)
+        return answer, decode(target, encoded, self.last, max_new_tokens=limit)
 
     @property
     def _has_text(self) -> bool:
