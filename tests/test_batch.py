@@ -70,7 +70,7 @@ def test_passes_are_shared(artifact: Path):
     model = load(artifact, sequences=8)
     batch = Batch(model.engine)
     for i in range(8):
-        batch.add(model._request([i + 1], 20, model.plan_of(False, None, None), True))
+        batch.add(model.request([i + 1], 20, speculate=False, ignore_eos=True))
     while len(batch):
         batch.step()
     # One pass for all eight prompts, and one for each of the 19 tokens after the first.
@@ -80,7 +80,7 @@ def test_passes_are_shared(artifact: Path):
 def test_what_waits_can_be_cancelled_and_what_runs_gives_its_place_back(artifact: Path):
     model = load(artifact, sequences=2)
     batch = Batch(model.engine)
-    requests = [model._request([i + 1], 30, model.plan, True) for i in range(3)]
+    requests = [model.request([i + 1], 30, ignore_eos=True) for i in range(3)]
     for request in requests:
         batch.add(request)
     batch.step()
@@ -99,7 +99,7 @@ def test_what_waits_can_be_cancelled_and_what_runs_gives_its_place_back(artifact
 def test_a_sequence_that_fails_leaves_the_others_alone(artifact: Path):
     model = load(artifact, sequences=3)
     batch = Batch(model.engine)
-    requests = [model._request(prompt, 20, model.plan, True) for prompt in ([1], [VOCAB + 3], [2])]
+    requests = [model.request(prompt, 20, ignore_eos=True) for prompt in ([1], [VOCAB + 3], [2])]
     for request in requests:
         batch.add(request)
     given = {request: [] for request in requests}
@@ -136,7 +136,7 @@ def test_a_small_cache_ends_the_text_there(artifact: Path):
 
 def test_two_streams_at_once_need_two_sequences(artifact: Path):
     both = load(artifact, sequences=2)
-    one, two = (both._rounds([i], 20, both.plan, True, None) for i in (1, 2))
+    one, two = (both._rounds(both.request([i], 20, ignore_eos=True)) for i in (1, 2))
     made: tuple[list[int], list[int]] = ([], [])
     for parts in zip(one, two, strict=False):
         for tokens, new in zip(made, parts, strict=True):
@@ -148,7 +148,7 @@ def test_two_streams_at_once_need_two_sequences(artifact: Path):
 
 def test_a_stream_that_was_left_makes_way_for_the_next(artifact: Path):
     model = load(artifact)
-    left = model._rounds([1], 20, model.plan, True, None)
+    left = model._rounds(model.request([1], 20, ignore_eos=True))
     next(left)
     assert model.generate([2], 20, ignore_eos=True).tokens == alone([2], 20, False)
     with pytest.raises(InputError, match="another answer was begun in this one's place"):
@@ -159,7 +159,7 @@ def test_a_stream_that_was_left_makes_way_for_the_next(artifact: Path):
 def test_an_answer_beside_a_full_batch_is_refused(artifact: Path):
     model = load(artifact)
     batch = Batch(model.engine)
-    batch.add(model._request([1], 20, model.plan, True))
+    batch.add(model.request([1], 20, ignore_eos=True))
     batch.step()
     with pytest.raises(InputError, match="a batch has taken all sequences"):
         model.generate([2], 4)

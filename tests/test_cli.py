@@ -68,6 +68,61 @@ def test_stats_go_to_standard_error(capsys, toy: Path):
     assert err.startswith("prompt    2 tokens, ")
 
 
+def test_stop_strings_end_the_text(capsys, toy: Path):
+    whole = load(toy).generate("ab", 30).text
+    code, out, err = run(
+        capsys,
+        "generate",
+        str(toy),
+        "-p",
+        "ab",
+        "-n",
+        "30",
+        "--stop",
+        "never",
+        "--stop",
+        whole[4:6],
+        "--stats",
+    )
+    assert (code, out) == (0, whole[: whole.index(whole[4:6])] + "\n")
+    assert "a stop string was met" in err
+
+
+def test_rounds_are_explained_legibly_without_colour(capsys, toy: Path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ("generate", str(toy), "-p", "ab", "-n", "30")
+    _, expected, _ = run(capsys, *arguments)
+    code, out, err = run(capsys, *arguments, "--explain-speculation")
+    legend, *rounds = err.splitlines()
+    assert (code, out) == (0, expected)
+    assert legend == "level <- its draft, how many drafts stood: which stood [which fell] > its own"
+    assert all(line.startswith("target <- draft ") and len(line) <= 80 for line in rounds)
+    assert any("3/3: " in line and "[" not in line for line in rounds)
+    assert any("[" in line and "] > " in line and "3/3" not in line for line in rounds)
+    assert "\x1b" not in err
+
+
+def test_what_became_of_drafts_is_coloured(toy: Path, monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    from specqd.cli import rounds
+    from specqd.runtime.asking import Round
+
+    out = io.StringIO()
+    on_terminal = Console(file=out, force_terminal=True, color_system="standard", width=80)
+    monkeypatch.setattr("rich.console.Console", lambda **_: on_terminal)
+    show = rounds.printer(load(toy).text)
+    show(Round("target", "draft", (11, 12, 13), (11, 14)))
+    show(Round("target", "draft", (7, 12), (7,)))
+    _, stood, special = out.getvalue().splitlines()
+    assert "\x1b[32ma\x1b[0m" in stood
+    assert "\x1b[9;31mbc\x1b[0m" in stood
+    assert "\x1b[1md\x1b[0m" in stood
+    assert "<7>" in special
+
+
 def test_a_prompt_from_standard_input(capsys, toy: Path, monkeypatch):
     _, expected, _ = run(capsys, "generate", str(toy), "-p", "ab")
     monkeypatch.setattr("sys.stdin", type("Stdin", (), {"read": staticmethod(lambda: "ab")}))

@@ -7,27 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from specqd.errors import SpecqdError
-from specqd.runtime.asking import Pass, Place, Steps
+from specqd.runtime.asking import Pass, Steps
 from specqd.runtime.cost_aware import PassCost
 from specqd.runtime.engine import Engine, Piece
-from specqd.runtime.generate import Decoding, Stats
+from specqd.runtime.generate import Decoding
 from specqd.runtime.output import Output
 from specqd.runtime.plan import Rules
+from specqd.runtime.request import Request
 
-__all__ = ["Batch", "Request"]
-
-
-@dataclass(eq=False)
-class Request:
-    """A sequence to be decoded, which takes at most `positions` positions of the cache.
-
-    `start(rules, place)` begins it, with the batch's draft-length rules. `error` is what ended it, if anything did.
-    """
-
-    positions: int
-    start: Callable[[Rules, Place], Decoding]
-    stats: Stats
-    error: SpecqdError | None = None
+__all__ = ["Batch"]
 
 
 @dataclass(eq=False)
@@ -100,7 +88,7 @@ class Batch:
             sequence = tables.take()
             if sequence is None:
                 return
-            if not tables.reserve(sequence, self._waiting[0].positions):
+            if not tables.reserve(sequence, min(self._waiting[0].positions, self._engine.capacity)):
                 tables.release(sequence)
                 return
             self._begin(_Running(self._waiting.popleft(), sequence, self._share))
@@ -111,7 +99,7 @@ class Batch:
 
     def _begin(self, one: _Running) -> None:
         try:
-            one.decoding = one.request.start(self._rules, one)
+            one.decoding = one.request.begin(self._engine, self._rules, one)
         except SpecqdError as error:
             one.request.error = error
             self._engine.tables.release(one.sequence)
@@ -127,7 +115,7 @@ class Batch:
                 one.wanted = next(one.steps) if output is None else one.steps.send(output)
             except StopIteration as end:
                 tokens = end.value
-                if one.request.stats.finish:
+                if one.decoding.stats.finish:
                     self._end(one)
                     return tokens
                 one.steps = one.decoding.advance()

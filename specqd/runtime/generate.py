@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from specqd.errors import InputError
-from specqd.runtime.asking import LevelStats, Steps, run
+from specqd.runtime.asking import LevelStats, Steps
 from specqd.runtime.engine import Engine
 from specqd.runtime.levels import Verifier
 
-__all__ = ["Decoding", "Stats", "decode", "demand_prompt"]
+__all__ = ["Decoding", "Stats", "demand_prompt"]
 
 
 @dataclass
@@ -20,7 +20,8 @@ class Stats:
 
     `rounds` are target passes after the prefill. `drafts` are the levels that draft for the target itself,
     `levels` all below it. `compiled_seconds` is the part of `decode_seconds` spent in compiled code. `finish` is
-    one of eos, length, context, and "" while running or when broken off.
+    one of eos, stop (a stop string was met), length, context, cancelled, and "" while running or when broken off by an
+    exception.
     """
 
     prompt_tokens: int = 0
@@ -110,21 +111,6 @@ class Decoding:
         stats.new_tokens += len(new)
         stats.finish = _finish(target.engine, stats, new[-1].token, self._limit, target.stop)
         return [one.token for one in new]
-
-
-def decode(
-    target: Verifier, prompt: Sequence[int], stats: Stats, *, max_new_tokens: int, sequence: int = 0
-) -> Iterator[list[int]]:
-    """Yield the continuation of `prompt` in lists of one or more tokens, each as soon as it is known.
-
-    It uses the caches of one sequence of the engine.
-
-    Raises:
-        InputError: the prompt is empty or does not fit the cache.
-    """
-    decoding = Decoding(target, prompt, stats, max_new_tokens)
-    while not stats.finish:
-        yield run(target.engine, decoding.advance(), sequence)
 
 
 def _all_levels(verifier: Verifier) -> tuple[LevelStats, ...]:
