@@ -23,7 +23,7 @@ CONTEXT, SHORT, VOCAB, EOS = 72, 40, 61, 60
 PIPELINE = (
     f"fuse-rms-norm, fuse-rope, fuse-linear, insert-kv-cache{{capacity={CONTEXT}}}, "
     "derive-draft{entry=a}, a: cast-mxfp4{scale=search}, a: share-kv, "
-    "derive-draft{entry=b}, b: trim-vocabulary{tokens=48}, b: cast-mxfp4, c: cast-mxfp4{lm_head=mxfp4}"
+    "derive-draft{entry=b}, b: trim-vocabulary{tokens=48}, b: cast-mxfp4, c: cast-int8"
 )
 FOUR_DEEP = [
     "target <- a@fixed:6 <- b@fixed:4 <- c@fixed:2",
