@@ -174,7 +174,7 @@ def test_scores_end_where_the_answer_does(drafted: Model):
 def test_together_as_alone(drafted_folder: Path, drafted: Model, sampling: Sampling | None):
     """Stop strings, scores and cancelling included."""
     together = load(drafted_folder / "artifact", sequences=3)
-    prompts = [PROMPT[i:] + [40 + i] for i in range(5)]
+    prompts = [[*PROMPT[i:], 40 + i] for i in range(5)]
     how = sampling and replace(sampling, seed=5)
     options: dict[str, Any] = {"sampling": how, "ignore_eos": True, "stop": ["ab", "q"], "logprobs": 2}
     made = together.generate_many(prompts, 40, **options)
