@@ -17,7 +17,7 @@ from specqd.planning.trials import Trial, run_trials
 from specqd.runtime.model import Model, load
 from specqd.runtime.plan import Plan
 
-__all__ = ["Tuned", "tune"]
+__all__ = ["Tuned", "observe", "tune"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,8 +70,7 @@ def tune(
     model = load(directory, threads)
     _demand_choice(model)
     texts = _fitting(model, [model.encode(prompt, raw=raw) for prompt in prompts], new_tokens)
-    recordings = _record(model, texts, new_tokens, tell)
-    predictor = _predictor(model, recordings, tell)
+    predictor = observe(model, texts, new_tokens, tell)
     shapes = [
         plan for plan in chains(predictor.target, model.engine.manifest.chain[1:]) if _runs(model, plan)
     ]
@@ -88,13 +87,35 @@ def tune(
         trials=tuple(sorted(trials, key=lambda trial: -trial.measured)),
         levels=tuple(level_costs(predictor, model.engine.manifest.chain)),
         plain_tokens_per_s=plain,
-        prompts=len(recordings),
-        tokens=sum(len(one.text) - one.prompt for one in recordings),
+        prompts=len(predictor.recordings),
+        tokens=sum(len(one.text) - one.prompt for one in predictor.recordings),
         considered=predictor.considered,
     )
     if store:
         store_plan(Path(directory), tuned.plan, tuned.predicted)
     return tuned
+
+
+def observe(model: Model, texts: Sequence[list[int]], new_tokens: int, tell: Progress) -> Predictor:
+    """Record the levels along the target's answers to prompts that fit the caches, and time all passes.
+
+    Raises:
+        InputError: no answer is long enough to say something.
+    """
+    recordings = _record(model, texts, new_tokens, tell)
+    engine = model.engine
+    positions = min(one.prompt for one in recordings), max(len(one.text) for one in recordings)
+    costs = measure(
+        engine,
+        engine.manifest.chain,
+        positions,
+        _overhead(model, recordings[0]),
+        _REPEATS,
+        lambda done, of: tell("timing passes", done, of),
+    )
+    caches = {name: frozenset(engine.manifest.sizes("cache", name)) for name in engine.manifest.chain}
+    stop = frozenset(engine.manifest.eos_token_ids)
+    return Predictor(engine.manifest.chain[0], recordings, costs, caches, stop)
 
 
 def _demand_choice(model: Model) -> None:
@@ -133,23 +154,6 @@ def _record(model: Model, texts: Sequence[list[int]], new_tokens: int, tell: Pro
             f"the model ends every answer before {_FEWEST} tokens, too few to measure: give other prompts"
         )
     return recordings
-
-
-def _predictor(model: Model, recordings: Sequence[Recording], tell: Progress) -> Predictor:
-    engine = model.engine
-    positions = min(one.prompt for one in recordings), max(len(one.text) for one in recordings)
-    overhead = _overhead(model, recordings[0])
-    costs = measure(
-        engine,
-        engine.manifest.chain,
-        positions,
-        overhead,
-        _REPEATS,
-        lambda done, of: tell("timing passes", done, of),
-    )
-    caches = {name: frozenset(engine.manifest.sizes("cache", name)) for name in engine.manifest.chain}
-    stop = frozenset(engine.manifest.eos_token_ids)
-    return Predictor(engine.manifest.chain[0], recordings, costs, caches, stop)
 
 
 def _overhead(model: Model, recording: Recording) -> float:
