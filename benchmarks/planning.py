@@ -15,7 +15,7 @@ from pathlib import Path
 
 import machine
 import report
-from subject import Subject, add_options, prepare, prompts
+from subject import add_options, prepare, prompts
 
 import specqd
 from specqd.planning.candidates import chains
@@ -25,6 +25,7 @@ from specqd.planning.trials import Trial, run_trials
 from specqd.planning.tuning import observe
 from specqd.runtime.model import load
 from specqd.runtime.plan import Plan
+from specqd.verified import cache_directory
 
 _CHAINS = (
     "target <- draft@fixed:2",
@@ -48,15 +49,15 @@ _ROWS = (2, 4, 8, 16)
 def main() -> None:
     """Measure, print, and write what `report` writes."""
     options = _options()
+    if options.sibling:
+        options.artifact = options.artifact or _with_sibling(options.model, options.sibling)
     subject = prepare(options)
-    model = load(
-        _with_sibling(subject, options.sibling) if options.sibling else subject.artifact, options.threads
-    )
+    model = load(subject.artifact, options.threads)
     texts = _spread(prompts(subject, model))
     quiet = machine.Quiet()
     predictor = quiet(lambda: observe(model, texts, options.new_tokens, lambda what, done, of: None))
     drafts = model.engine.manifest.chain[1:]
-    listed = [Plan.parse(text) for text in (*_CHAINS, *(_WITH_SIBLING if options.sibling else ()))]
+    listed = [Plan.parse(text) for text in (*_CHAINS, *(_WITH_SIBLING if "sibling" in drafts else ()))]
     chosen = predictor.best(
         [plan for plan in chains(predictor.target, drafts) if plan not in listed], 1, lambda done, of: None
     )
@@ -79,16 +80,16 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare what the planner predicts with what is measured.")
     add_options(parser)
     parser.add_argument(
-        "--sibling", type=Path, help="smaller checkpoint with the same tokenizer, for more chains"
+        "--sibling", type=Path, help="smaller checkpoint with the tokenizer of --model, for more chains"
     )
     parser.add_argument("-n", "--new-tokens", type=int, default=128, help="new tokens a prompt")
     report.add_options(parser)
     return parser.parse_args()
 
 
-def _with_sibling(subject: Subject, sibling: Path) -> Path:
-    target = subject.made / "planning.specqd"
-    specqd.compile(subject.checkpoint, target, drafts={"sibling": sibling}, context=1024, force=True)
+def _with_sibling(checkpoint: Path, sibling: Path) -> Path:
+    target = cache_directory() / "benchmarks" / checkpoint.name / "planning.specqd"
+    specqd.compile(checkpoint, target, drafts={"sibling": sibling}, context=1024, force=True)
     return target
 
 
