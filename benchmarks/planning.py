@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import machine
 import report
@@ -21,8 +22,8 @@ import specqd
 from specqd.planning.candidates import chains
 from specqd.planning.levels import LevelCost, level_costs
 from specqd.planning.prompt_file import MOST
-from specqd.planning.trials import Trial, run_trials
-from specqd.planning.tuning import observe
+from specqd.planning.trials import Trial, compare
+from specqd.planning.tuning import observe, run_beside
 from specqd.runtime.model import load
 from specqd.runtime.plan import Plan
 from specqd.verified import cache_directory
@@ -55,18 +56,21 @@ def main() -> None:
     model = load(subject.artifact, options.threads)
     texts = _spread(prompts(subject, model))
     quiet = machine.Quiet()
-    predictor = quiet(lambda: observe(model, texts, options.new_tokens, lambda what, done, of: None))
+    predictor, watch = quiet(lambda: observe(model, texts, options.new_tokens, _untold))
     drafts = model.engine.manifest.chain[1:]
     listed = [Plan.parse(text) for text in (*_CHAINS, *(_WITH_SIBLING if "sibling" in drafts else ()))]
     chosen = predictor.best(
         [plan for plan in chains(predictor.target, drafts) if plan not in listed], 1, lambda done, of: None
     )
-    trials, plain = quiet(lambda: run_trials(model, predictor, [*listed, *chosen], lambda done, of: None))
+    played = predictor.considered
+    plans = [Plan(predictor.target), *listed, *chosen]
+    rates, predictor = quiet(lambda: run_beside(model, predictor, watch, plans, _untold))
+    trials, plain = compare(predictor, rates), median(rates[plans[0]])
     details = {
         "model": subject.name,
         "prompts": len(predictor.recordings),
         "new tokens, at most": options.new_tokens,
-        "plans played": predictor.considered,
+        "plans played": played,
         "threads": model.engine.threads,
         "isa": model.engine.manifest.isa,
         "identical": True,
@@ -91,6 +95,10 @@ def _with_sibling(checkpoint: Path, sibling: Path) -> Path:
     target = cache_directory() / "benchmarks" / checkpoint.name / "planning.specqd"
     specqd.compile(checkpoint, target, drafts={"sibling": sibling}, context=1024, force=True)
     return target
+
+
+def _untold(what: str, done: int, of: int) -> None:
+    pass
 
 
 def _spread(texts: Sequence[list[int]]) -> list[list[int]]:
