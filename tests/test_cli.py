@@ -224,7 +224,8 @@ def test_passes_are_listed_with_their_options(capsys):
 FIGURES = {
     "bandwidth_gbps", "plain_tokens_per_s", "plain_bandwidth_fraction", "draft_tokens_per_s",
     "draft_bandwidth_fraction", "speculative_tokens_per_s", "speedup", "acceptance_rate", "tokens_per_verify",
-    "verify_cost", "prefill_tokens_per_s", "load_s", "peak_rss_mb", "identical",
+    "verify_cost", "prefill_tokens_per_s", "load_s", "peak_rss_mb", "identical", "levels", "planned_speedup", "plan",
+    "overhead_fraction",
 }  # fmt: skip
 
 
@@ -241,6 +242,39 @@ def test_bench_gives_every_figure(capsys, toy: Path):
     assert 0 <= figures["acceptance_rate"] <= 1
     assert 1 <= figures["tokens_per_verify"] <= 8
     assert 20 < figures["peak_rss_mb"] < 400
+    assert 0 < figures["overhead_fraction"] < 1
+    assert (figures["plan"], figures["planned_speedup"]) == ("target <- draft@fixed:3", None)
+    (level,) = figures["levels"]
+    assert (level["name"], level["kind"]) == ("draft", "shared_cache")
+    assert level["acceptance"] == figures["acceptance_rate"] == level["accepted"] / level["examined"]
+    assert level["accepted"] <= level["examined"] <= level["proposed"]
+    assert level["cost"] > 0
+
+
+def test_bench_gives_the_levels_of_the_plan_and_what_was_planned(capsys, tmp_path: Path):
+    compiled = compile_toy(tmp_path, capacity=CAPACITY)
+    plan = "target <- suffix:2@fixed:3 | other@fixed:2 <- suffix:1@fixed:1"
+    changes = {"plan": plan, "planned_speedup": 1.25, "chain": ("target", "draft", "other")}
+    save_toy(tmp_path / "a", compiled, write_tokenizer(tmp_path, TEMPLATE), capacity=CAPACITY, **changes)
+    figures = bench.run(tmp_path / "a", prompts=1, new_tokens=30, quick=True)
+    assert (figures["plan"], figures["planned_speedup"], figures["identical"]) == (plan, 1.25, True)
+    assert [(level["name"], level["kind"]) for level in figures["levels"]] == [
+        ("suffix", "search"),
+        ("other", "own_cache"),
+        ("suffix", "search"),
+    ]
+    code, out, _ = run(capsys, "bench", str(tmp_path / "a"), "--quick", "--prompts", "1", "--tokens", "8")
+    assert code == 0
+    assert out.count("\nlevel ") == 3
+    assert "\nplanned_speedup              1.25\n" in out
+
+
+def test_bench_of_a_target_alone(tmp_path: Path):
+    compiled = compile_toy(tmp_path, capacity=CAPACITY)
+    files = write_tokenizer(tmp_path, TEMPLATE)
+    save_toy(tmp_path / "a", compiled, files, capacity=CAPACITY, chain=("target",), plan="target")
+    figures = bench.run(tmp_path / "a", prompts=1, new_tokens=8, quick=True)
+    assert (figures["levels"], figures["plan"], figures["acceptance_rate"]) == ([], "target", None)
 
 
 def test_bench_notices_a_draft_that_changes_the_tokens(toy: Path, monkeypatch):

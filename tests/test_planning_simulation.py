@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from toy import compile_toy, model_next, save_toy, table
 
-from specqd.planning.costs import PassCosts, measure
+from specqd.planning.costs import PassCosts, Stopwatch
+from specqd.planning.played_levels import Played
 from specqd.planning.recording import DEPTH, Recording, record
 from specqd.planning.simulation import play
+from specqd.runtime.levels import Round
 from specqd.runtime.model import Model, load
 from specqd.runtime.plan import Plan
 
@@ -43,9 +46,19 @@ def costs(**seconds: float) -> PassCosts:
     return PassCosts((0, 100), sizes, passes, overhead=0.0)
 
 
-def played(model: Model, recording: Recording, plan: str, passes: PassCosts):
+def played(
+    model: Model, recording: Recording, plan: str, passes: PassCosts, stop: frozenset[int] = frozenset()
+) -> Played:
     caches = {name: frozenset(model.engine.manifest.sizes("cache", name)) for name in ENTRIES}
-    return play(Plan.parse(plan), recording, passes, caches, frozenset(), {})
+    return play(Plan.parse(plan), recording, passes, caches, stop, {})
+
+
+def rounds_of(model: Model, plan: str, limit: int) -> tuple[list[int], list[tuple[str, str, int, int]]]:
+    """The tokens of the runtime, and of each round who drafted for whom, how many, and how many stood."""
+    told: list[Round] = []
+    tokens = model.generate(PROMPT, limit, plan=plan, on_round=told.append).tokens
+    pairs = [(r, [a == b for a, b in zip(r.drafts, r.new, strict=False)]) for r in told]
+    return tokens, [(r.level, r.below, len(r.drafts), [*same, False].index(False)) for r, same in pairs]
 
 
 @pytest.mark.parametrize("draft", ["draft", "other"])
@@ -81,17 +94,25 @@ def test_a_run_is_what_the_draft_says_alone(recording: Recording, draft: str):
     ],
 )
 def test_the_rounds_are_those_of_the_runtime(model: Model, recording: Recording, plan: str):
-    real = []
-    made = model.generate(
-        PROMPT,
-        LENGTH,
-        plan=plan,
-        on_round=lambda r: real.append((r.level, r.below, len(r.drafts), len(r.new) - 1)),
-    )
-    assert made.tokens == list(recording.text[len(PROMPT) :])
+    made, real = rounds_of(model, plan, LENGTH)
+    assert made == list(recording.text[len(PROMPT) :])
     found = played(model, recording, plan, costs(target=1.0, draft=0.3, other=0.2)).rounds
     assert [(r.level, r.below, r.drafted, r.agreed) for r in found] == real
     assert real or plan == "target"
+
+
+@pytest.mark.parametrize("plan", ["target <- draft@fixed:7 <- suffix:1@fixed:1", "target <- other@fixed:5"])
+def test_answers_and_drafts_end_at_a_stop_token(tmp_path: Path, recording: Recording, plan: str):
+    answer = recording.text[len(PROMPT) :]
+    last = next(i for i, token in enumerate(answer) if i > 20 and token not in answer[:i])
+    stop = answer[last]
+    save_toy(tmp_path / "a", compile_toy(tmp_path, wrong_every=WRONG), chain=ENTRIES, eos_token_ids=(stop,))
+    model = load(tmp_path / "a")
+    made, real = rounds_of(model, plan, last + 1)
+    assert made == list(answer[: last + 1])
+    cut = Recording(len(PROMPT), recording.text[: len(PROMPT) + last + 1], recording.runs)
+    found = played(model, cut, plan, costs(target=1.0, draft=0.3, other=0.2), frozenset({stop})).rounds
+    assert [(r.level, r.below, r.drafted, r.agreed) for r in found] == real
 
 
 def test_where_a_draft_is_drafted_for_off_the_recording_the_rounds_come_close(
@@ -143,10 +164,13 @@ def test_a_pass_after_ones_own_may_be_cheaper_and_later_ones_dearer():
 
 
 def test_every_pass_is_timed_at_both_positions_that_fit(model: Model):
-    told = []
-    found = measure(model.engine, ENTRIES, (3, 60), 0.0, 5, lambda done, of: told.append((done, of)))
+    watch = Stopwatch(model.engine, ENTRIES, (3, 60), overhead=0.5)
+    watch.sample(5)
+    found = watch.costs()
     sizes = {(f.entry, f.rows) for f in model.engine.manifest.functions}
     assert found.seconds.keys() == {(*size, again) for size in sizes for again in (False, True)}
     assert all(0 < low < 1 and 0 < high < 1 for low, high in found.seconds.values())
     assert found.checking["target"] == (1, 2, 3, 4, 8)
-    assert told == [(i, 5) for i in range(5)]
+    assert found.overhead == 0.5
+    watch.restart()
+    assert watch.costs().seconds == {}

@@ -68,7 +68,6 @@ def test_the_best_plan_is_stored_and_followed(toy: Path):
     )  # wrong in one of three cases
     assert list(dict.fromkeys(told)) == [
         "recording what each level says",
-        "timing passes",
         "playing plans",
         "trying the best",
     ]
@@ -82,7 +81,7 @@ def test_an_artifact_without_drafts_may_still_search(compiled, tmp_path: Path):
 
 def test_plain_decoding_is_stored_where_nothing_pays(capsys, toy: Path, tmp_path: Path, monkeypatch):
     slow = Trial("target <- draft@fixed:3", predicted=1.2, measured=0.9, tokens_per_s=90.0)
-    monkeypatch.setattr(tuning, "run_trials", lambda *_: ([slow], 100.0))
+    monkeypatch.setattr(tuning, "compare", lambda *_: [slow])
     (tmp_path / "prompts.txt").write_text("ab\ncd\n")
     code, out, err = command(capsys, "tune", toy, "--prompts", tmp_path / "prompts.txt", "-n", 30)
     assert (code, err) == (0, "")
@@ -140,7 +139,7 @@ def test_ctrl_c_leaves_the_artifact_as_it_was(capsys, toy: Path, monkeypatch):
         raise KeyboardInterrupt
 
     before = content(toy)
-    for place in ("measure", "run_trials"):
+    for place in ("record", "run_plans"):
         with monkeypatch.context() as patch:
             patch.setattr(tuning, place, interrupted)
             assert command(capsys, "tune", toy, "-n", "10", "--prompts", _one(toy))[0] == 130

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from specqd.runtime.engine import Engine
 
-__all__ = ["PassCosts", "measure"]
+__all__ = ["PassCosts", "Stopwatch"]
 
-Tell = Callable[[int, int], None]
-
-_USUAL = 16  # rows of the passes that matter most; larger ones, which fill caches, are timed less often
+_USUAL = 16  # rows of the passes that matter most
+_RARELY = 4  # one sample of so many has the larger ones too, which fill caches
 
 
 @dataclass(frozen=True)
@@ -45,32 +44,47 @@ class PassCosts:
         return low + (high - low) * (at - begin) / (end - begin) + self.overhead
 
 
-def measure(
-    engine: Engine,
-    entries: Sequence[str],
-    positions: tuple[int, int],
-    overhead: float,
-    repeats: int,
-    tell: Tell,
-) -> PassCosts:
-    """Time all passes of `entries` in turns, each once after another entry's pass and once more after its own."""
-    taken: dict[tuple[str, int, bool], list[list[float]]] = defaultdict(lambda: [[], []])
-    sizes = sorted({rows for entry in entries for rows in engine.rows(entry)})
-    for repeat in range(repeats):
-        tell(repeat, repeats)
-        for place, at in enumerate(positions):
-            for rows in sizes if repeat % 4 == 0 else [size for size in sizes if size <= _USUAL]:
-                for entry in entries:
-                    start = min(at, engine.manifest.level(entry).capacity - rows)
-                    if rows in engine.rows(entry) and start >= 0:
-                        for again in (False, True):
-                            taken[entry, rows, again][place].append(_time(engine, entry, rows, start))
-    seconds = {key: (median(low), median(high)) for key, (low, high) in taken.items()}
-    checking = {entry: engine.rows(entry, every_row=True) for entry in entries}
-    return PassCosts(positions, checking, seconds, overhead)
+class Stopwatch:
+    """Times all passes of some entries, in turns, whenever asked to: a machine's speed changes within minutes.
 
+    `overhead`: seconds outside compiled code that a pass brings with it.
+    """
 
-def _time(engine: Engine, entry: str, rows: int, at: int) -> float:
-    before = engine.seconds
-    engine.step(entry, [1] * rows, at)
-    return engine.seconds - before
+    def __init__(
+        self, engine: Engine, entries: Sequence[str], positions: tuple[int, int], overhead: float
+    ) -> None:
+        self._engine, self._entries = engine, entries
+        self._positions, self._overhead = positions, overhead
+        self._sizes = sorted({rows for entry in entries for rows in engine.rows(entry)})
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was timed so far."""
+        self._samples = 0
+        self._taken: dict[tuple[str, int, bool], list[list[float]]] = defaultdict(lambda: [[], []])
+
+    def sample(self, times: int = 1) -> None:
+        """Time each pass at both positions, once after another entry's pass and once more after its own."""
+        for _ in range(times):
+            sizes = self._sizes if self._samples % _RARELY == 0 else [n for n in self._sizes if n <= _USUAL]
+            self._samples += 1
+            for place, at in enumerate(self._positions):
+                for rows in sizes:
+                    for entry in self._entries:
+                        self._time(entry, rows, at, place)
+
+    def costs(self) -> PassCosts:
+        """Return the medians of all samples since the last restart."""
+        seconds = {key: (median(low), median(high)) for key, (low, high) in self._taken.items()}
+        checking = {entry: self._engine.rows(entry, every_row=True) for entry in self._entries}
+        return PassCosts(self._positions, checking, seconds, self._overhead)
+
+    def _time(self, entry: str, rows: int, at: int, place: int) -> None:
+        engine = self._engine
+        start = min(at, engine.manifest.level(entry).capacity - rows)
+        if rows not in engine.rows(entry) or start < 0:
+            return
+        for again in (False, True):
+            before = engine.seconds
+            engine.step(entry, [1] * rows, start)
+            self._taken[entry, rows, again][place].append(engine.seconds - before)

@@ -31,7 +31,7 @@ class Predictor:
     costs: PassCosts
     caches: Mapping[str, frozenset[str]]
     stop: frozenset[int]
-    _known: dict[Plan, float] = field(default_factory=dict)
+    _known: dict[Plan, float] = field(default_factory=dict, init=False)
 
     def play(self, plan: Plan) -> list[Played]:
         """Give all answers by a plan, one after the other: its draft-length rules learn as they go."""

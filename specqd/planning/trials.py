@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import geometric_mean, median
 
 from specqd.errors import ArtifactError
 from specqd.planning.prediction import Predictor
+from specqd.planning.recording import Recording
 from specqd.runtime.model import Model
 from specqd.runtime.plan import Plan
 
-__all__ = ["Trial", "run_trials"]
+__all__ = ["Trial", "compare", "run_plans"]
 
 
 @dataclass(frozen=True)
@@ -32,32 +33,44 @@ class Trial:
         return self.predicted / self.measured - 1
 
 
-def run_trials(
-    model: Model, predictor: Predictor, plans: Sequence[Plan], tell: Callable[[int, int], None]
-) -> tuple[list[Trial], float]:
-    """Answer all prompts by each plan and plainly, in turns that begin with another one each time."""
+def run_plans(
+    model: Model,
+    recordings: Sequence[Recording],
+    plans: Sequence[Plan],
+    between: Callable[[], None],
+    tell: Callable[[int, int], None],
+) -> dict[Plan, list[float]]:
+    """Give all answers by each plan, in turns that begin with another one each time; return tokens/s of each answer.
+
+    `between` is called after the turns of each answer.
+
+    Raises:
+        ArtifactError: a plan changes an answer.
+    """
     # Each plan has a Model of its own, since a Model's draft-length rules learn.
-    ways = {plan: Model(model.engine) for plan in (Plan(predictor.target), *plans)}
-    seconds: dict[Plan, list[float]] = {plan: [] for plan in ways}
-    for done, recording in enumerate(predictor.recordings):
-        tell(done, len(predictor.recordings))
+    ways = {plan: Model(model.engine) for plan in plans}
+    rates: dict[Plan, list[float]] = {plan: [] for plan in ways}
+    order = list(ways)
+    for done, recording in enumerate(recordings):
+        tell(done, len(recordings))
         prompt, answer = recording.text[: recording.prompt], list(recording.text[recording.prompt :])
-        order = list(ways)
-        for plan in order[done % len(order) :] + order[: done % len(order)]:
+        for plan in order:
             made = ways[plan].generate(prompt, len(answer), plan=str(plan))
             if made.tokens != answer:
                 raise ArtifactError(
                     f"the plan {plan} changes the answer of {model.engine.artifact.directory}: compile it again, and "
                     "please report it"
                 )
-            seconds[plan].append(made.stats.decode_seconds)
-    counts = [len(one.text) - one.prompt - 1 for one in predictor.recordings]
-    rates = {
-        plan: [count / taken for count, taken in zip(counts, times, strict=True)]
-        for plan, times in seconds.items()
-    }
-    plain = rates.pop(Plan(predictor.target))
-    trials = [
+            rates[plan].append(made.stats.decode_tokens_per_s)
+        order = [*order[1:], order[0]]
+        between()
+    return rates
+
+
+def compare(predictor: Predictor, rates: Mapping[Plan, Sequence[float]]) -> list[Trial]:
+    """Set what `run_plans` gave for each plan but the target alone against what is predicted."""
+    plain = rates[Plan(predictor.target)]
+    return [
         Trial(
             plan=str(plan),
             predicted=predictor.speedup(plan),
@@ -65,5 +78,5 @@ def run_trials(
             tokens_per_s=median(own),
         )
         for plan, own in rates.items()
+        if plan.levels
     ]
-    return trials, median(plain)

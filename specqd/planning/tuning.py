@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from specqd.artifact import demand_writable, store_plan
 from specqd.errors import InputError
 from specqd.planning.candidates import chains
-from specqd.planning.costs import measure
+from specqd.planning.costs import Stopwatch
 from specqd.planning.levels import LevelCost, level_costs
 from specqd.planning.prediction import Predictor
-from specqd.planning.recording import Recording, record
-from specqd.planning.trials import Trial, run_trials
+from specqd.planning.recording import record
+from specqd.planning.trials import Trial, compare, run_plans
 from specqd.runtime.model import Model, load
 from specqd.runtime.plan import Plan
 
-__all__ = ["Tuned", "tune"]
+__all__ = ["Tuned", "observe", "run_beside", "tune"]
 
 Progress = Callable[[str, int, int], None]
 
 _TRIED = 6  # plans that are run, besides the artifact's own
-_REPEATS = 12  # of the timing of each kind of pass
+_REPEATS = 12  # of the timing of each kind of pass, before the search and again between the trials
 _ROOM = 16  # positions beyond an answer: a verify pass may reach there
 _PAYS = 1.02  # times plain decoding; less is noise
 _FEWEST = 8  # tokens of an answer that says something
@@ -54,8 +56,9 @@ def tune(
 ) -> Tuned:
     """Find how the artifact answers prompts like these fastest, greedily, and store that plan in it.
 
-    Each level is recorded along the target's answers, each kind of pass is timed, all plans that `candidates`
-    knows are played, and the best are run in turns. The artifact changes at the very end, in one step, if `store`.
+    Each level is recorded along the target's answers, each kind of pass is timed, many plans are played, and the
+    best are run in turns with the artifact's own. Passes are timed again between those runs, and what is predicted
+    follows from that. The artifact changes at the very end, in one step, if `store`.
 
     Raises:
         InputError: an option is out of range, the cache is too small, nothing can draft, or the artifact cannot
@@ -70,31 +73,78 @@ def tune(
     model = load(directory, threads)
     _demand_choice(model)
     texts = _fitting(model, [model.encode(prompt, raw=raw) for prompt in prompts], new_tokens)
-    recordings = _record(model, texts, new_tokens, tell)
-    predictor = _predictor(model, recordings, tell)
-    shapes = [
-        plan for plan in chains(predictor.target, model.engine.manifest.chain[1:]) if _runs(model, plan)
-    ]
+    predictor, watch = observe(model, texts, new_tokens, tell)
+    chain = model.engine.manifest.chain
+    shapes = [plan for plan in chains(predictor.target, chain[1:]) if _runs(model, plan)]
     best = predictor.best(shapes, _TRIED, lambda done, of: tell("playing plans", done, of))
-    tried = dict.fromkeys([*best, model.plan] if model.plan.levels else best)
-    trials, plain = run_trials(
-        model, predictor, list(tried), lambda done, of: tell("trying the best", done, of)
-    )
+    considered = predictor.considered
+    tried = dict.fromkeys([Plan(predictor.target), *best, model.plan])
+    rates, predictor = run_beside(model, predictor, watch, list(tried), tell)
+    trials = compare(predictor, rates)
     winner = max(trials, key=lambda trial: trial.measured)
     pays = winner.measured >= _PAYS
     tuned = Tuned(
         plan=winner.plan if pays else predictor.target,
         predicted=winner.predicted if pays else 1.0,
         trials=tuple(sorted(trials, key=lambda trial: -trial.measured)),
-        levels=tuple(level_costs(predictor, model.engine.manifest.chain)),
-        plain_tokens_per_s=plain,
-        prompts=len(recordings),
-        tokens=sum(len(one.text) - one.prompt for one in recordings),
-        considered=predictor.considered,
+        levels=tuple(level_costs(predictor, chain)),
+        plain_tokens_per_s=median(rates[Plan(predictor.target)]),
+        prompts=len(predictor.recordings),
+        tokens=sum(len(one.text) - one.prompt for one in predictor.recordings),
+        considered=considered,
     )
     if store:
         store_plan(Path(directory), tuned.plan, tuned.predicted)
     return tuned
+
+
+def observe(
+    model: Model, texts: Sequence[list[int]], new_tokens: int, tell: Progress
+) -> tuple[Predictor, Stopwatch]:
+    """Record the levels along the target's answers to prompts that fit the caches, and time all passes in between.
+
+    Raises:
+        InputError: no answer is long enough to say something.
+    """
+    engine = model.engine
+    chain = engine.manifest.chain
+    lengths = [len(text) for text in texts]
+    positions = min(lengths), max(lengths) + new_tokens
+    watch = Stopwatch(engine, chain, positions, _overhead(model, texts[0], new_tokens))
+    recordings = []
+    for done, text in enumerate(texts):
+        tell("recording what each level says", done, len(texts))
+        answer = model.generate(text, new_tokens, speculate=False).tokens
+        if len(answer) >= _FEWEST:
+            recordings.append(record(engine, text, answer, chain[1:]))
+        watch.sample(_samples(texts))
+    if not recordings:
+        raise InputError(
+            f"the model ends every answer before {_FEWEST} tokens, too few to measure: give other prompts"
+        )
+    caches = {name: frozenset(engine.manifest.sizes("cache", name)) for name in chain}
+    stop = frozenset(engine.manifest.eos_token_ids)
+    return Predictor(chain[0], recordings, watch.costs(), caches, stop), watch
+
+
+def run_beside(
+    model: Model, predictor: Predictor, watch: Stopwatch, plans: Sequence[Plan], tell: Progress
+) -> tuple[dict[Plan, list[float]], Predictor]:
+    """Run plans as `run_plans` does, and time all passes anew in between: a prediction for the same minutes."""
+    watch.restart()
+    rates = run_plans(
+        model,
+        predictor.recordings,
+        plans,
+        lambda: watch.sample(_samples(predictor.recordings)),
+        lambda done, of: tell("trying the best", done, of),
+    )
+    return rates, replace(predictor, costs=watch.costs())
+
+
+def _samples(prompts: Sized) -> int:
+    """How often to time passes after each of some prompts."""
+    return math.ceil(_REPEATS / len(prompts))
 
 
 def _demand_choice(model: Model) -> None:
@@ -121,44 +171,12 @@ def _fitting(model: Model, texts: Sequence[list[int]], new_tokens: int) -> list[
     return [text[-room:] for text in texts]
 
 
-def _record(model: Model, texts: Sequence[list[int]], new_tokens: int, tell: Progress) -> list[Recording]:
-    recordings = []
-    for done, text in enumerate(texts):
-        tell("recording what each level says", done, len(texts))
-        answer = model.generate(text, new_tokens, speculate=False).tokens
-        if len(answer) >= _FEWEST:
-            recordings.append(record(model.engine, text, answer, model.engine.manifest.chain[1:]))
-    if not recordings:
-        raise InputError(
-            f"the model ends every answer before {_FEWEST} tokens, too few to measure: give other prompts"
-        )
-    return recordings
-
-
-def _predictor(model: Model, recordings: Sequence[Recording], tell: Progress) -> Predictor:
-    engine = model.engine
-    positions = min(one.prompt for one in recordings), max(len(one.text) for one in recordings)
-    overhead = _overhead(model, recordings[0])
-    costs = measure(
-        engine,
-        engine.manifest.chain,
-        positions,
-        overhead,
-        _REPEATS,
-        lambda done, of: tell("timing passes", done, of),
-    )
-    caches = {name: frozenset(engine.manifest.sizes("cache", name)) for name in engine.manifest.chain}
-    stop = frozenset(engine.manifest.eos_token_ids)
-    return Predictor(engine.manifest.chain[0], recordings, costs, caches, stop)
-
-
-def _overhead(model: Model, recording: Recording) -> float:
+def _overhead(model: Model, text: Sequence[int], new_tokens: int) -> float:
     """Seconds that a pass takes outside compiled code, on the average of one run with each draft and one without."""
     target, *drafts = model.engine.manifest.chain
     seconds, passes = 0.0, 0
     for plan in (target, *(f"{target} <- {draft}@fixed:4" for draft in drafts)):
-        new_tokens = len(recording.text) - recording.prompt
-        stats = model.generate(recording.text[: recording.prompt], new_tokens, plan=plan).stats
+        stats = model.generate(text, new_tokens, plan=plan, ignore_eos=True).stats
         seconds += stats.decode_seconds - stats.compiled_seconds
         passes += stats.rounds + sum(level.passes for level in stats.levels)
     return seconds / passes
