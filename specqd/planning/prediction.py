@@ -9,10 +9,9 @@ from statistics import geometric_mean
 
 from specqd.planning.candidates import variants
 from specqd.planning.costs import PassCosts
-from specqd.planning.played_levels import Played
 from specqd.planning.recording import Recording
-from specqd.planning.simulation import Rules, play
-from specqd.runtime.plan import Plan
+from specqd.planning.simulation import Played, play
+from specqd.runtime.plan import Plan, Rules
 
 __all__ = ["Predictor"]
 

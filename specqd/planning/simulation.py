@@ -1,23 +1,29 @@
-"""Plays a plan over a recording, with a clock that adds up measured passes.
+"""Plays a plan over a recording: the runtime's own levels, on a clock that adds up measured passes.
 
-Nothing is fitted: what a level would say was recorded, what a pass takes was measured, and a search takes the time
-that it takes here.
+Nothing is fitted: what a level would say was recorded, and what a pass takes was measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from specqd.planning.costs import PassCosts
-from specqd.planning.played_levels import Compiled, Played, Scene, Searched, Source
-from specqd.planning.recording import Recording, Run
-from specqd.runtime.drafting import DraftLength, length_rule
-from specqd.runtime.plan import Link, Plan
+from specqd.planning.recording import Recording
+from specqd.planning.stage import Stage
+from specqd.runtime.asking import Round
+from specqd.runtime.choosing import Greedy
+from specqd.runtime.plan import Plan, Rules
 
-__all__ = ["Rules", "play"]
+__all__ = ["Played", "play"]
 
-Rules = dict[tuple[int, Link], DraftLength]
-"""Draft-length rules by depth and level: they keep what they learn from one answer to the next."""
+
+@dataclass(frozen=True)
+class Played:
+    """An answer as it would go: seconds after the prefill, and the rounds in their order."""
+
+    seconds: float
+    rounds: tuple[Round, ...]
 
 
 def play(
@@ -30,34 +36,15 @@ def play(
 ) -> Played:
     """Give the answer of a recording by a plan.
 
-    `caches` are the names of those that each entry uses; drafts end at a `stop` token, as the answer does.
+    `caches` are the names of those that each entry uses. Drafts end at a `stop` token, as the answer does; `rules`
+    keeps what the draft-length rules learn.
     """
-    scene = Scene(recording, costs, stop)
-    target = _build(plan, scene, caches, rules)
+    stage, rounds = Stage(recording, costs, caches), list[Round]()
+    target = plan.build(stage, Greedy(), stop, rounds.append, rules, stage)
+    stage.enter(target)
     text = list(recording.text[: recording.prompt + 1])
     target.fed = recording.prompt
+    stage.fill(target.entry, text[:-1])
     while len(text) < len(recording.text):
-        rest = recording.text[len(text) :]
-        target.round(text, Run(rest, ((1.0, 0.0),) * len(rest)), len(rest), on_text=True)
-    scene.played.seconds = scene.clock
-    return scene.played
-
-
-def _build(plan: Plan, scene: Scene, caches: Mapping[str, frozenset[str]], rules: Rules) -> Compiled:
-    compiled = ([link.name for link in level if not link.searches] for level in plan.levels)
-    askers = [plan.target, *("".join(names[-1:]) for names in compiled)]
-    below: list[Source] = []
-    for depth, level in reversed(list(enumerate(plan.levels))):
-        made: list[Source] = []
-        for link in level:
-            made_level: Searched | Compiled
-            if link.searches:
-                made_level = Searched(link, scene)
-            else:
-                shares = caches[link.name] <= caches[askers[depth]]
-                made_level = Compiled(
-                    link.name, scene, below if link.name == askers[depth + 1] else [], shares
-                )
-            made.append(Source(made_level, rules.setdefault((depth, link), length_rule(link.rule))))
-        below = made
-    return Compiled(plan.target, scene, below, shares=False)
+        stage.drive(target.round(text, len(recording.text) - len(text)))
+    return Played(stage.seconds, tuple(rounds))

@@ -122,7 +122,7 @@ def observe(
         raise InputError(
             f"the model ends every answer before {_FEWEST} tokens, too few to measure: give other prompts"
         )
-    caches = {name: frozenset(engine.manifest.sizes("cache", name)) for name in chain}
+    caches = {name: engine.caches(name) for name in chain}
     stop = frozenset(engine.manifest.eos_token_ids)
     return Predictor(chain[0], recordings, watch.costs(), caches, stop), watch
 

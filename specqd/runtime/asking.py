@@ -16,7 +16,7 @@ from specqd.runtime.choosing import Choice
 from specqd.runtime.engine import Engine
 from specqd.runtime.output import Output
 
-__all__ = ["Alone", "Asked", "Level", "LevelStats", "Pass", "Place", "Round", "Steps", "run"]
+__all__ = ["Alone", "Asked", "Entries", "Level", "LevelStats", "Pass", "Place", "Round", "Steps", "run"]
 
 T = TypeVar("T")
 
@@ -85,14 +85,35 @@ class Round:
     new: tuple[int, ...]
 
 
+class Entries(Protocol):
+    """What levels know of an engine: what it has compiled, and what that takes; see Engine, which is one."""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Names of the compiled entries."""
+        ...
+
+    def caches(self, entry: str) -> frozenset[str]:
+        """Names of the caches that an entry uses."""
+        ...
+
+    def rows(self, entry: str, *, every_row: bool = False) -> tuple[int, ...]:
+        """Row counts of an entry's passes, ascending; `every_row`: of those that output each row."""
+        ...
+
+    def room(self, entry: str, start: int) -> int:
+        """Most rows of a pass from position `start` that outputs each; 0 at the cache's end."""
+        ...
+
+
 class Place(Protocol):
     """Where a sequence is decoded."""
 
-    def seconds(self) -> float:
+    def spent(self) -> float:
         """Seconds that were spent on the sequence, counted from any moment."""
         ...
 
-    def rows(self) -> int:
+    def share(self) -> int:
         """Most rows of a pass that are the sequence's own, 1 or more."""
         ...
 
@@ -100,11 +121,11 @@ class Place(Protocol):
 class Alone:
     """The place of a sequence that has every pass for itself."""
 
-    def seconds(self) -> float:
+    def spent(self) -> float:
         """Return the time."""
         return time.perf_counter()
 
-    def rows(self) -> int:
+    def share(self) -> int:
         """Return more than any pass has."""
         return sys.maxsize
 

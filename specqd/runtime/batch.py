@@ -24,14 +24,14 @@ class _Running:
 
     request: Request
     sequence: int
-    rows: Callable[[], int]
-    spent: float = 0.0
+    share: Callable[[], int]
+    seconds: float = 0.0
     decoding: Decoding = field(init=False)
     steps: Steps[list[int]] = field(init=False)
     wanted: Pass = field(init=False)
 
-    def seconds(self) -> float:
-        return self.spent
+    def spent(self) -> float:
+        return self.seconds
 
 
 class Batch:
@@ -161,6 +161,6 @@ class Batch:
         of_all = (seconds - of_rows * sum(rows)) / len(together)
         first = 0
         for one, count in zip(together, rows, strict=True):
-            one.spent += of_all + of_rows * count
+            one.seconds += of_all + of_rows * count
             yield output if len(together) == 1 else output.part(first, count)
             first += count

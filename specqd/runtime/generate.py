@@ -82,16 +82,17 @@ class Decoding:
 
     def __init__(
         self,
+        engine: Engine,
         target: Verifier,
         prompt: Sequence[int],
         stats: Stats,
         max_new_tokens: int,
         busy: Callable[[], float] | None = None,
     ) -> None:
-        demand_prompt(target.engine, prompt, max_new_tokens)
-        self.stats, self._target, self._limit = stats, target, max_new_tokens
+        demand_prompt(engine, prompt, max_new_tokens)
+        self.stats, self._engine, self._target, self._limit = stats, engine, target, max_new_tokens
         self._text = list(prompt)
-        self._busy = busy or (lambda: target.engine.seconds)
+        self._busy = busy or (lambda: engine.seconds)
         stats.prompt_tokens = len(prompt)
         stats.drafts = tuple(source.level.stats for source in target.below)
         stats.levels = _all_levels(target)
@@ -109,7 +110,7 @@ class Decoding:
             stats.decode_seconds += time.perf_counter() - began
             stats.compiled_seconds += self._busy() - busy
         stats.new_tokens += len(new)
-        stats.finish = _finish(target.engine, stats, new[-1].token, self._limit, target.stop)
+        stats.finish = _finish(self._engine, stats, new[-1].token, self._limit, target.stop)
         return [one.token for one in new]
 
 

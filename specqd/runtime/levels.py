@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from specqd.runtime.asking import Alone, Asked, Level, LevelStats, Pass, Place, Round, Steps
+from specqd.runtime.asking import Alone, Asked, Entries, Level, LevelStats, Pass, Place, Round, Steps
 from specqd.runtime.choosing import Choice, Chooser
 from specqd.runtime.drafting import DraftLength
-from specqd.runtime.engine import Engine
 from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.output import Output
 
@@ -63,11 +62,11 @@ class Verifier:
     """A compiled entry of the engine, which checks in one pass of several rows what the level below proposes.
 
     `engine` says what the entry takes, `place` what the sequence may use. `below`: whom to ask, the next only if the
-    one before proposes nothing. `shares`: it reads and writes the cache of the level that asks it, so
-    it needs no prefill of its own. `fed`: positions of the text that its cache holds.
+    one before proposes nothing. `shares`: it reads and writes the cache of the level that asks it, so it
+    needs no prefill of its own. `fed`: positions of the text that its cache holds; `began`: where it last proposed.
     """
 
-    engine: Engine
+    engine: Entries
     entry: str
     chooser: Chooser
     below: Sequence[Source] = ()
@@ -76,6 +75,7 @@ class Verifier:
     on_round: Callable[[Round], None] | None = None
     place: Place = field(default_factory=Alone)
     fed: int = 0
+    began: int = field(default=0, init=False)
     stats: LevelStats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class Verifier:
 
     def propose(self, text: list[int], asked: Asked) -> Steps[list[Choice]]:
         """Decode as this level would alone."""
-        begin, found = len(text), list[Choice]()
+        self.began, found = len(text), list[Choice]()
         if self.shares:
             self.fed = asked.held
         while self.engine.room(self.entry, len(text) - 1):
@@ -120,7 +120,7 @@ class Verifier:
                 break
             if not asked.goes_on(len(found), *self._doubt):
                 break
-        del text[begin:]
+        del text[self.began :]
         self.stats.proposed += len(found)
         return found
 
@@ -133,13 +133,13 @@ class Verifier:
             yield from self._fill(text, len(text) - 1)
         rows = self._room()
         pending = len(text) - self.fed
-        began = self.place.seconds()
+        began = self.place.spent()
         asked, drafts = yield from self._drafts(text, min(room - 1, rows - pending))
-        drafted = self.place.seconds()
+        drafted = self.place.spent()
         fed = [*text[self.fed :], *(draft.token for draft in drafts)]
         output = yield Pass(self.entry, fed, self.fed)
         new = self.chooser.verify(output, pending - 1, text, drafts)
-        verified = self.place.seconds()
+        verified = self.place.spent()
         agreed = len(new) - 1
         self._doubt = output.confidence(pending - 1 + agreed)
         for source in asked:
@@ -158,7 +158,7 @@ class Verifier:
         return new
 
     def _room(self) -> int:
-        return min(self.engine.room(self.entry, self.fed), self.place.rows())
+        return min(self.engine.room(self.entry, self.fed), self.place.share())
 
     def _drafts(self, text: list[int], most: int) -> Steps[tuple[Sequence[Source], list[Choice]]]:
         """Ask the levels below; return who answered and what, or all of them and nothing."""

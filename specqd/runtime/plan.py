@@ -15,10 +15,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from specqd.errors import InputError
-from specqd.runtime.asking import Alone, Level, Place, Round
+from specqd.runtime.asking import Alone, Entries, Level, Place, Round
 from specqd.runtime.choosing import Chooser
 from specqd.runtime.drafting import DraftLength, length_rule
-from specqd.runtime.engine import Engine
 from specqd.runtime.levels import Looked, Source, Verifier
 from specqd.runtime.lookup import SuffixLookup
 
@@ -105,7 +104,7 @@ class Plan:
 
     def build(
         self,
-        engine: Engine,
+        engine: Entries,
         chooser: Chooser,
         stop: Collection[int] = (),
         on_round: Callable[[Round], None] | None = None,
@@ -140,26 +139,22 @@ class Plan:
             below = made
         return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round, place=place)
 
-    def _shares(self, engine: Engine) -> dict[Link, bool]:
+    def _shares(self, engine: Entries) -> dict[Link, bool]:
         """Say which compiled level works on the cache of the one that asks it."""
-
-        def caches(name: str) -> frozenset[str]:
-            return frozenset(engine.manifest.sizes("cache", name))
-
-        asking = taken = caches(self.target)
+        asking = taken = engine.caches(self.target)
         shares: dict[Link, bool] = {}
         for level in self.levels:
             compiled = [link for link in level if not link.searches]
             for link in compiled:
-                shares[link] = caches(link.name) <= asking
-                if not shares[link] and caches(link.name) & taken:
+                shares[link] = engine.caches(link.name) <= asking
+                if not shares[link] and engine.caches(link.name) & taken:
                     raise InputError(
                         f"in the plan, {link.name} would overwrite a cache that another level relies on: let it draft "
                         "directly for the level whose cache it shares"
                     )
-                taken |= caches(link.name)
+                taken |= engine.caches(link.name)
             if compiled:
-                asking = caches(compiled[-1].name)
+                asking = engine.caches(compiled[-1].name)
         return shares
 
 

@@ -42,5 +42,5 @@ class Request:
         """
         target = self.plan.build(engine, self.chooser, self.stop_tokens, self.on_round, rules, place)
         target.chooser = self.answer.scored or self.chooser
-        busy = place.seconds if place else None
-        return Decoding(target, self.prompt, self.answer.stats, self.max_new_tokens, busy)
+        busy = place.spent if place else None
+        return Decoding(engine, target, self.prompt, self.answer.stats, self.max_new_tokens, busy)
