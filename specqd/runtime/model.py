@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Unpack
 
 from specqd.errors import InputError
 from specqd.runtime.answer import Answer
-from specqd.runtime.asking import run
+from specqd.runtime.asking import Round, run
 from specqd.runtime.batch import Batch
 from specqd.runtime.choosing import chooser
 from specqd.runtime.engine import Engine
@@ -19,6 +19,7 @@ from specqd.runtime.logprobs import Scored, TokenScore
 from specqd.runtime.options import Options, stop_tokens
 from specqd.runtime.plan import Plan, Rules
 from specqd.runtime.request import Request
+from specqd.runtime.sampling import Sampling
 from specqd.runtime.stopping import StopStrings
 from specqd.runtime.text import Message, Text
 
@@ -168,32 +169,41 @@ class Model:
         return [_generation(request, text + request.answer.finish()) for request, text in texts.items()]
 
     def request(
-        self, prompt: Prompt, max_new_tokens: int = 256, logprobs: int = 0, **options: Unpack[Options]
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 256,
+        logprobs: int = 0,
+        *,
+        speculate: bool = True,
+        draft_length: int | None = None,
+        plan: str | None = None,
+        raw: bool = False,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        eos_token_ids: Collection[int] | None = None,
+        ignore_eos: bool = False,
+        cancel: Callable[[], bool] | None = None,
+        on_round: Callable[[Round], None] | None = None,
     ) -> Request:
         """Make a prompt ready to be answered, by `Batch.add` for example; the arguments are those of `generate`."""
-        manifest, asked = self.engine.manifest, options.get
-        ends = stop_tokens(
-            manifest.eos_token_ids,
-            asked("eos_token_ids"),
-            asked("ignore_eos", False),
-            manifest.vocab_size,
-        )
-        strings = StopStrings(asked("stop", ()))
+        manifest = self.engine.manifest
+        ends = stop_tokens(manifest.eos_token_ids, eos_token_ids, ignore_eos, manifest.vocab_size)
+        strings = StopStrings(stop)
         if strings and not self._has_text:
             raise InputError(
                 "the artifact has no tokenizer, so its text cannot be stopped at: give eos_token_ids instead"
             )
-        choosing = chooser(asked("sampling"))
+        choosing = chooser(sampling)
         scored = Scored(choosing, logprobs) if logprobs else None
         detokenizer = self.text.detokenizer() if self._has_text else None
         return Request(
-            self.encode(prompt, raw=asked("raw", False)),
+            self.encode(prompt, raw=raw),
             max_new_tokens,
-            self.plan_of(asked("speculate", True), asked("draft_length"), asked("plan")),
+            self.plan_of(speculate, draft_length, plan),
             choosing,
-            Answer(Stats(), detokenizer, strings, scored, asked("cancel")),
+            Answer(Stats(), detokenizer, strings, scored, cancel),
             ends,
-            asked("on_round"),
+            on_round,
         )
 
     def _pieces(self, request: Request) -> Generator[str, None, None]:
