@@ -9,10 +9,17 @@ from statistics import median
 
 from specqd.bandwidth import Bandwidth
 from specqd.runtime.model import load
+from specqd.runtime.sampling import Sampling
 
-__all__ = ["Compiled"]
+__all__ = ["Compiled", "loops"]
 
 Sample = dict[str, float]
+
+
+def loops(tokens: Sequence[int]) -> bool:
+    """Say whether the last 64 tokens repeat themselves every 32 or fewer."""
+    end = tokens[-64:]
+    return len(end) == 64 and any(end[period:] == end[:-period] for period in range(1, 33))
 
 
 class Compiled:
@@ -27,25 +34,25 @@ class Compiled:
         self.verify_rows = [
             rows for rows in range(1, 9) if rows in self.engine.rows(self.target, every_row=True)
         ]
-        self._answers: dict[tuple[int, ...], list[int]] = {}  # new tokens by prompt
+        self._answers: dict[tuple[tuple[int, ...], Sampling | None], list[int]] = {}
         self.identical = True
 
     def bandwidth(self) -> Sample:
         """Stream-read rate of a buffer that no cache holds."""
         return {"GB/s": Bandwidth(self.engine).gbps}
 
-    def decode(self, prompt: Sequence[int], new_tokens: int, plan: str = "target") -> Sample:
-        """Answer a prompt by a plan, plainly if that is but the target; compare the tokens with all earlier answers."""
-        answer = self.model.generate(
-            prompt,
-            new_tokens,
-            plan=plan,
-            ignore_eos=True,
-        )
-        known = self._answers.setdefault(tuple(prompt), answer.tokens)
+    def decode(
+        self, prompt: Sequence[int], new_tokens: int, plan: str = "target", sampling: Sampling | None = None
+    ) -> Sample:
+        """Answer a prompt by a plan, plainly if that is but the target; compare the tokens with all earlier answers.
+
+        `loops`: 1 if the answer ends in a loop; `outside`: the share of its time outside compiled code.
+        """
+        answer = self.model.generate(prompt, new_tokens, plan=plan, sampling=sampling, ignore_eos=True)
+        known = self._answers.setdefault((tuple(prompt), sampling), answer.tokens)
         self.identical &= all(a == b for a, b in zip(known, answer.tokens, strict=False))
         if len(answer.tokens) > len(known):
-            self._answers[tuple(prompt)] = answer.tokens
+            self._answers[tuple(prompt), sampling] = answer.tokens
         stats = answer.stats
         return {
             "tokens/s": stats.decode_tokens_per_s,
@@ -53,6 +60,8 @@ class Compiled:
             "examined": stats.examined,
             "verified": stats.rounds,
             "new": stats.new_tokens - 1,
+            "loops": float(loops(answer.tokens)),
+            "outside": 1 - stats.compiled_seconds / stats.decode_seconds,
         }
 
     def passes(self, prompt: Sequence[int], at: int, repeats: int) -> Sample:

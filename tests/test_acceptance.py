@@ -228,6 +228,20 @@ def test_stream_decides_as_often_as_asked() -> None:
     assert not any(stream.accepts(0.0, 0.4) for _ in range(1000))
 
 
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 600])
+def test_stream_draws_over_blocks(size: int) -> None:
+    """5000 draws in at most 7 cells; 6 degrees of freedom exceed 27.9 once in 10,000 times."""
+    stream, weights = Stream(size), np.zeros(size)
+    places = sorted(
+        {0, size // 3, size // 2, size - 2, size - 1, min(255, size - 1), min(256, size - 1)} - {-1}
+    )
+    weights[places] = np.arange(1, len(places) + 1)
+    drawn = Counter(stream.draw(weights) for _ in range(5000))
+    assert drawn.keys() <= set(places)
+    expected = 5000 * weights[places] / weights.sum()
+    assert sum((drawn[at] - mean) ** 2 / mean for at, mean in zip(places, expected, strict=True)) < 27.9
+
+
 def test_stream_repeats_by_seed() -> None:
     weights = np.ones(1000)
     runs = [[stream.draw(weights) for _ in range(5)] for stream in map(Stream, (3, 3, 4, None))]

@@ -150,13 +150,25 @@ def split_mix(state: int, count: int) -> list[int]:
 
 
 def gumbel_pick(seed: int, position: int, distribution: np.ndarray) -> int:
+    """The argmax of log p + g; tokens rarer than 2^-14 compete as one before they do among themselves."""
     begin = split_mix(seed, 1)[0]
     begin = split_mix((begin + position * 0x9E3779B97F4A7C15) % 2**64, 1)[0]
-    scores = []
-    for number, p in zip(split_mix(begin, len(distribution)), distribution, strict=True):
-        u = (2 * (number >> 12) + 1) / 2**53
-        scores.append(math.log(p) - math.log(-math.log1p(-u)) if p else -math.inf)
-    return int(np.argmax(scores))
+    first = (begin - 0x9E3779B97F4A7C15) % 2**64  # so that number 0 comes first
+    numbers = [(2 * (number >> 12) + 1) / 2**53 for number in split_mix(first, len(distribution) + 1)]
+
+    def score(p: float, u: float) -> float:
+        return math.log(p) - math.log(-math.log1p(-u))
+
+    scores = {i: score(p, numbers[i + 1]) for i, p in enumerate(distribution) if p}
+    rare = [i for i in scores if distribution[i] <= 2**-14]
+    likely = [i for i in scores if distribution[i] > 2**-14]
+    best = max(likely, key=scores.__getitem__, default=None)
+    if rare:
+        together = score(sum(distribution[i] for i in rare), numbers[0])
+        if best is None or together > scores[best]:
+            return max(rare, key=scores.__getitem__)
+    assert best is not None
+    return best
 
 
 def test_split_mix_is_the_published_one() -> None:
@@ -169,13 +181,16 @@ def test_pick_is_the_argmax_with_gumbel_noise(seed: int) -> None:
     noise, rng = Noise(seed), np.random.default_rng(seed % 1000)
     for position in range(100):
         distribution = rng.dirichlet(np.full(50, 0.1 + position % 3)) * (rng.random(50) < 0.7)
+        distribution /= distribution.sum()
         assert noise.pick(distribution, position) == gumbel_pick(seed, position, distribution)
 
 
-def test_large_vocabulary_is_picked_from_in_blocks() -> None:
-    distribution = np.full(20000, 1 / 20000)
-    for position in range(5):
-        assert Noise(5).pick(distribution, position) == gumbel_pick(5, position, distribution)
+@pytest.mark.parametrize("size", [20000, 16384, 16383])
+def test_rare_tokens_compete_as_one_first(size: int) -> None:
+    """All are rare, all but by a rounding, or none."""
+    for distribution in (np.full(size, 1 / size), np.r_[0.6, np.full(size - 1, 0.4 / (size - 1))]):
+        for position in range(20):
+            assert Noise(5).pick(distribution, position) == gumbel_pick(5, position, distribution)
 
 
 P = np.array([0.5, 0.25, 0.0, 0.2, 0.05])
@@ -193,6 +208,15 @@ def test_picks_are_distributed_as_asked() -> None:
     noise = Noise(7)
     assert chi_square(Counter(noise.pick(P, position) for position in range(10000)), expected) < 21.1
     assert chi_square(Counter(Noise(seed).pick(P, 3) for seed in range(10000)), expected) < 21.1
+
+
+def test_rare_tokens_are_picked_as_often_as_asked() -> None:
+    """8 groups of 8192 rare tokens beside a likely one; 8 degrees of freedom exceed 31.8 once in 10,000 times."""
+    shares = np.array([0.5, *(0.5 * weight / 36 for weight in range(1, 9))])
+    distribution = np.r_[shares[0], np.repeat(shares[1:] / 8192, 8192)]
+    noise = Noise(13)
+    picks = Counter((noise.pick(distribution, i) + 8191) // 8192 for i in range(2000))
+    assert chi_square(picks, dict(enumerate(shares))) < 31.8
 
 
 def test_neighbouring_picks_are_independent() -> None:

@@ -14,9 +14,6 @@ from specqd.errors import InputError
 
 __all__ = ["Noise", "Sampling"]
 
-_BLOCK = (
-    8192  # tokens at a time: temporary arrays of a whole vocabulary would be new pages of memory each time
-)
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -101,14 +98,17 @@ class Sampling:
         if 0 < self.top_k < len(scores):
             kept = _largest(scores, int(self.top_k))
             scores = scores[kept]
-        weights = np.exp((scores - top) / self._temperature32).astype(np.float64)
+        scores = scores - top
+        scores /= self._temperature32
+        weights = np.exp(scores, out=scores).astype(np.float64)
         weights /= weights.sum()
         if self.top_p < 1:
             head = _head(weights, 1 - self.top_p)
             kept, weights = head if kept is None else kept[head], weights[head]
         if self.min_p > 0:
             weights[weights < self.min_p * weights.max()] = 0.0
-        weights /= weights.sum()
+        if self.top_p < 1 or self.min_p > 0:
+            weights /= weights.sum()
         if kept is None:
             return weights
         probabilities = np.zeros(len(logits))
@@ -137,7 +137,7 @@ class Noise:
     and sampled output is the same with speculation as without.
 
     The numbers are those of SplitMix64 (Steele et al. 2014), begun anew for each position: token i takes the number
-    i + 1 of its sequence.
+    i + 1 of its sequence, and number 0 serves all rare tokens together.
     """
 
     def __init__(self, seed: int | None) -> None:
@@ -146,21 +146,28 @@ class Noise:
     def pick(self, distribution: np.ndarray, position: int) -> int:
         """Return a token, distributed as `distribution` (float64 `[vocab]`) over seeds and over positions.
 
-        It is the argmax of log p + g with Gumbel noise g.
+        It is the argmax of log p + g with Gumbel noise g. Tokens that are rarer than 2^-14 compete as one with the sum
+        of their probabilities, since most are of a large vocabulary and few are ever picked; if that one wins, they
+        compete among themselves.
         """
-        # The argmin of -log(1 - u) / p is the same. Since -log(1 - u) >= u, few tokens need their logarithm.
-        possible = np.flatnonzero(distribution > 0)
-        best, chosen = math.inf, -1
-        for begin in range(0, len(possible), _BLOCK):
-            tokens = possible[begin : begin + _BLOCK]
-            p, u = distribution[tokens], self._uniforms(tokens, position)
-            least = u / p
-            first = least.argmin()
-            near = np.flatnonzero(least <= -np.log1p(-u[first]) / p[first])
-            race = -np.log1p(-u[near]) / p[near]
-            if race.min() < best:
-                best, chosen = race.min(), int(tokens[near[race.argmin()]])
+        likely = np.flatnonzero(distribution > _RARE)
+        p = distribution[likely]
+        chosen, race = self._first(likely, p, position) if len(likely) else (-1, math.inf)
+        rest = 1.0 - float(p.sum())
+        if rest > 0 and self._races(_REST, np.array([rest]), position)[0] < race:
+            rare = np.flatnonzero((distribution > 0) & (distribution <= _RARE))
+            if len(rare):
+                chosen, _ = self._first(rare, distribution[rare], position)
         return chosen
+
+    def _first(self, tokens: np.ndarray, p: np.ndarray, position: int) -> tuple[int, float]:
+        """Return which token comes first, and when: the smallest -log(1 - u) / p is the largest log p + g."""
+        races = self._races(tokens, p, position)
+        first = int(races.argmin())
+        return int(tokens[first]), float(races[first])
+
+    def _races(self, tokens: np.ndarray, p: np.ndarray, position: int) -> np.ndarray:
+        return -np.log1p(-self._uniforms(tokens, position)) / p
 
     def _uniforms(self, tokens: np.ndarray, position: int) -> np.ndarray:
         """Numbers strictly between 0 and 1, with 52 random bits, since 53 could round to 1."""
@@ -171,6 +178,8 @@ class Noise:
         return ((numbers >> np.uint64(12)) | _ONE).view(np.float64) - (1 - 2.0**-53)
 
 
+_RARE = 2.0**-14
+_REST = np.array([-1])  # the number of all rare tokens together
 _ONE = np.uint64(0x3FF0000000000000)
 _STEP = np.array([0x9E3779B97F4A7C15], np.uint64)
 
