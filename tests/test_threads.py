@@ -1,6 +1,7 @@
 """CPU counting from affinity and quotas, and the choice of a thread count against a simulated machine."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,24 @@ def test_a_neighbour_that_costs_tenfold_is_left_within_six_steps_and_found_gone_
     counts = [count for count, _ in simulate(ThreadChoice(2), 1500, seconds)]
     assert counts[100:400].count(2) <= 6
     assert counts[1200:].count(2) >= 290
+
+
+@pytest.mark.parametrize("from_the_start", [True, False])
+def test_beside_a_neighbour_many_kinds_of_steps_cost_little_more_than_one(from_the_start: bool):
+    """As when speculating: passes of any number of rows, most of them rare."""
+    chance, choice = random.Random(1), ThreadChoice(2)
+    kinds = [("target", rows) for rows in range(1, 17)] + [("draft", rows) for rows in range(1, 5)]
+    spent, busy = [], range(0 if from_the_start else 500, 900)
+    for i in range(2400):
+        kind = chance.choice(kinds)
+        seconds = {1: 0.010, 2: 0.060 if i in busy else 0.0075}
+        count = choice.pick(kind)
+        choice.report(kind, count, seconds[count])
+        if i in busy:
+            spent.append(seconds[count])
+    # At the start each kind must be seen a few times before anything can be compared.
+    assert sum(spent) < (1.15 if from_the_start else 1.10) * 0.010 * len(spent)
+    assert [choice.pick(kind) for kind in kinds].count(2) >= len(kinds) - 2
 
 
 def test_one_cpu_leaves_no_choice():

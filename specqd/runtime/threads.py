@@ -6,7 +6,7 @@ import contextlib
 import os
 import statistics
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 __all__ = ["ThreadChoice", "available_cpus", "cgroup_quota"]
@@ -72,18 +72,24 @@ class ThreadChoice:
     times slower than one. Each kind of step (a key) mostly runs with its best known count; now and then one
     step tries another. What such trials lose is paid from a budget of `BUDGET` of all time spent, so they
     cost next to nothing where the machine is quiet. Free of charge is a first look, and trying what was
-    clearly faster the last time, or what another kind of step has just found to be: a neighbour comes and
-    goes for all kinds.
+    clearly faster the last time. A neighbour comes and goes for all kinds: what one of them finds strikingly
+    faster all take over, what it finds faster they try at once, and what it finds slow they expect to be slow.
     """
 
     BUDGET = 0.005
     CLEARLY = 0.9  # of the normal time: faster than this in two trials is taken for faster
-    STRIKINGLY = 0.6  # one trial is enough
+    STRIKINGLY = 0.6  # one trial is enough, for all kinds
+    SUDDENLY = 2.0  # times the normal time: two of three steps in a row that took longer tell of a neighbour
 
     def __init__(self, most: int) -> None:
         self.counts = tuple(dict.fromkeys(count for count in (most, most - 1, most // 2, 1) if count >= 1))
         self._kinds: dict[Hashable, _Kind] = {}
         self._latest = most  # what was switched to last
+        self._budget = 0.0  # seconds that trials may lose
+        self._slowdown: deque[float] = deque(maxlen=3)  # latest steps over the normal ones of their kinds
+        self._slowness: dict[
+            int, float
+        ] = {}  # of a count when it was last compared: its time over the other's
 
     def pick(self, key: Hashable) -> int:
         """Return the thread count for the next step of this kind; follow it with `report`."""
@@ -92,17 +98,39 @@ class ThreadChoice:
         if key not in self._kinds:
             self._kinds[key] = _Kind(self.counts, self._latest)
         kind = self._kinds[key]
-        return kind.trial() or kind.current
+        return kind.trial(self._budget, self._slowness) or kind.current
 
     def report(self, key: Hashable, count: int, seconds: float) -> None:
         """Say how long the step that `pick` was asked for took."""
         if len(self.counts) == 1:
             return
-        switched = self._kinds[key].add(count, seconds)
-        if switched:
-            self._latest = switched
-            for kind in self._kinds.values():
-                kind.hint = switched
+        kind = self._kinds[key]
+        if count == kind.current:
+            self._watch(kind, seconds)
+            kind.learn(seconds)
+            self._budget += self.BUDGET * seconds
+            return
+        before, normal = kind.current, kind.normal
+        self._budget = max(0.0, self._budget - max(seconds - normal, 0.05 * normal))
+        self._slowness[count] = seconds / normal
+        if kind.compare(count, seconds):
+            self._latest, self._slowness[before] = count, normal / seconds
+            for other in self._kinds.values():
+                if seconds <= self.STRIKINGLY * normal:
+                    other.switch(count)
+                else:
+                    other.hint = count
+
+    def _watch(self, kind: _Kind, seconds: float) -> None:
+        """Notice when steps of whatever kinds take longer than they did: all of them then will."""
+        if kind.known:
+            self._slowdown.append(seconds / kind.normal)
+            slower = statistics.median(self._slowdown)
+            if len(self._slowdown) == self._slowdown.maxlen and slower > self.SUDDENLY:
+                self._slowdown.clear()
+                for other in self._kinds.values():
+                    if other.current == kind.current:
+                        other.scale(slower)
 
 
 class _Kind:
@@ -110,59 +138,80 @@ class _Kind:
 
     _WARM = 3  # steps before the first trial: the first one may read weights from disk
     _RECENT = 3
-    _MOST_LOSS = 4.0  # times the normal step: how bad a count is expected to be still, after some time
+    _MOST_LOSS = 2.5  # times the normal step: how bad a count is expected to be still, after some time
 
     def __init__(self, counts: tuple[int, ...], start: int) -> None:
         self.current = start
         self.hint: int | None = None  # a count to try at once
         self._waiting = deque(count for count in counts if count != start)  # the next to try first
         self._times: dict[int, deque[float]] = {count: deque(maxlen=self._RECENT) for count in counts}
-        self._budget = 0.0
         self._steps = 0
         self._wins = 0
 
     @property
-    def _normal(self) -> float:
+    def known(self) -> bool:
+        """Whether enough steps were taken to know what is normal."""
+        return self._steps >= self._WARM
+
+    @property
+    def normal(self) -> float:
+        """Seconds that a step takes with the current count."""
         return statistics.median(self._times[self.current])
 
-    def trial(self) -> int | None:
+    def trial(self, budget: float, slowness: Mapping[int, float]) -> int | None:
         """Return the count to try now, if one is due."""
-        if self._steps < self._WARM:
+        if not self.known:
             return None
         if self.hint not in {None, self.current}:
             return self.hint
-        return next((count for count in self._waiting if self._worth_a_trial(count)), None)
+        return next((count for count in self._waiting if self._worth_a_trial(count, budget, slowness)), None)
 
-    def _worth_a_trial(self, count: int) -> bool:
-        known, normal = self._times[count], self._normal
-        if known:
-            expected = min(known[-1], self._MOST_LOSS * normal)
-            free = expected < ThreadChoice.CLEARLY * normal
+    def _worth_a_trial(self, count: int, budget: float, slowness: Mapping[int, float]) -> bool:
+        known, normal = self._times[count], self.normal
+        if known or count in slowness:
+            slow = known[-1] / normal if known else slowness[count]
+            expected = min(slow, self._MOST_LOSS) * normal
+            free = slow < ThreadChoice.CLEARLY
         else:
             # Without experience, expect the worst: that all the work is divided among the threads.
             expected = normal * max(1.0, self.current / count)
             free = expected <= 2 * normal
-        return free or self._budget >= max(expected - normal, 0.05 * normal)
+        return free or budget >= max(expected - normal, 0.05 * normal)
 
-    def add(self, count: int, seconds: float) -> int | None:
-        """Learn from one step; return the count that is now the best known one, if it has changed."""
+    def learn(self, seconds: float) -> None:
+        """Take the time of a step with the current count."""
         self._steps += 1
+        self._times[self.current].append(seconds)
+
+    def scale(self, factor: float) -> None:
+        """Take steps with the current count to last so many times as long from now on."""
+        times = self._times[self.current]
+        self._times[self.current] = deque((factor * seconds for seconds in times), maxlen=self._RECENT)
+
+    def compare(self, count: int, seconds: float) -> bool:
+        """Take the time of a step with another count; switch to it if it is better for certain, and say so."""
         self._times[count].append(seconds)
-        if count == self.current:
-            self._budget += ThreadChoice.BUDGET * seconds
-            return None
         self.hint = None
-        normal = self._normal
-        self._budget = max(0.0, self._budget - max(seconds - normal, 0.05 * normal))
-        if seconds >= ThreadChoice.CLEARLY * normal:
+        if seconds >= ThreadChoice.CLEARLY * self.normal:
             self._wins = 0
             self._waiting.rotate(-1)
-            return None
+            return False
         self._wins += 1
-        if self._wins < 2 and seconds > ThreadChoice.STRIKINGLY * normal:
-            return None
+        if self._wins < 2 and seconds > ThreadChoice.STRIKINGLY * self.normal:
+            return False
+        self._switch(count)
+        self._times[count].append(seconds)
+        return True
+
+    def switch(self, count: int) -> None:
+        """Take a count over, unless it is the current one."""
+        if count != self.current:
+            self._switch(count)
+            self._steps = 0  # nothing is known of it here
+
+    def _switch(self, count: int) -> None:
         self._waiting.remove(count)
         self._waiting.append(self.current)
-        self._times[count] = deque([seconds], maxlen=self._RECENT)
-        self.current, self._wins, self._budget = count, 0, 0.0
-        return count
+        for old in (self.current, count):
+            self._times[old].clear()
+        self.current, self.hint, self._wins = count, None, 0
