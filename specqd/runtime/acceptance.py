@@ -32,7 +32,7 @@ class Chance(Protocol):
 class Stream:
     """Decides by one stream of random numbers (Philox), each used once.
 
-    Numbers are not tied to positions, as those of `specqd.runtime.sampling.Noise` are: a number seen in a draft that
+    Numbers are not tied to positions, as those of `specqd.runtime.noise.Noise` are: a number seen in a draft that
     was dropped, and that had a say in how long the next draft is, must not choose a token again. So a seed repeats
     the output only if draft lengths repeat too, which those that follow measured times do not.
     """

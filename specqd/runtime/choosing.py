@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from specqd.runtime.acceptance import Stream, rejection
+from specqd.runtime.noise import Noise
 from specqd.runtime.output import Output
-from specqd.runtime.sampling import Noise, Sampling
+from specqd.runtime.sampling import Sampling
 
 __all__ = ["Choice", "Chooser", "Coupled", "Greedy", "Rejecting", "chooser"]
 

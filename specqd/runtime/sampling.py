@@ -1,9 +1,8 @@
-"""Sampling: which distribution a row of logits stands for, and the noise that picks a token of it."""
+"""Sampling: which distribution a row of logits stands for."""
 
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +11,7 @@ import numpy as np
 
 from specqd.errors import InputError
 
-__all__ = ["Noise", "Sampling"]
+__all__ = ["Sampling"]
 
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -127,68 +126,6 @@ class Sampling:
         own = logits[seen]
         scores[seen] = np.where(own < 0, own * self.repetition_penalty, own / self.repetition_penalty)
         return scores
-
-
-class Noise:
-    """The random numbers of one request: one for each position and token, whenever and however often asked for.
-
-    A level that picks by the noise of a position picks the same token from the same distribution in a pass of any
-    size, and two levels whose distributions are near mostly pick the same one. Drafts are then checked by equality,
-    and sampled output is the same with speculation as without.
-
-    The numbers are those of SplitMix64 (Steele et al. 2014), begun anew for each position: token i takes the number
-    i + 1 of its sequence, and number 0 serves all rare tokens together.
-    """
-
-    def __init__(self, seed: int | None) -> None:
-        self._seed = secrets.randbits(64) if seed is None else seed
-
-    def pick(self, distribution: np.ndarray, position: int) -> int:
-        """Return a token, distributed as `distribution` (float64 `[vocab]`) over seeds and over positions.
-
-        It is the argmax of log p + g with Gumbel noise g. Tokens that are rarer than 2^-14 compete as one with the sum
-        of their probabilities, since most are of a large vocabulary and few are ever picked; if that one wins, they
-        compete among themselves.
-        """
-        likely = np.flatnonzero(distribution > _RARE)
-        p = distribution[likely]
-        chosen, race = self._first(likely, p, position) if len(likely) else (-1, math.inf)
-        rest = 1.0 - float(p.sum())
-        if rest > 0 and self._races(_REST, np.array([rest]), position)[0] < race:
-            rare = np.flatnonzero((distribution > 0) & (distribution <= _RARE))
-            if len(rare):
-                chosen, _ = self._first(rare, distribution[rare], position)
-        return chosen
-
-    def _first(self, tokens: np.ndarray, p: np.ndarray, position: int) -> tuple[int, float]:
-        """Return which token comes first, and when: the smallest -log(1 - u) / p is the largest log p + g."""
-        races = self._races(tokens, p, position)
-        first = int(races.argmin())
-        return int(tokens[first]), float(races[first])
-
-    def _races(self, tokens: np.ndarray, p: np.ndarray, position: int) -> np.ndarray:
-        return -np.log1p(-self._uniforms(tokens, position)) / p
-
-    def _uniforms(self, tokens: np.ndarray, position: int) -> np.ndarray:
-        """Numbers strictly between 0 and 1, with 52 random bits, since 53 could round to 1."""
-        begin = _mixed(np.array([self._seed], np.uint64) + _STEP)
-        begin = _mixed(begin + np.uint64(position + 1) * _STEP)
-        numbers = _mixed(begin + (tokens.astype(np.uint64) + np.uint64(1)) * _STEP)
-        # As the mantissa of a number from 1 to 2: converting integers takes twenty times as long.
-        return ((numbers >> np.uint64(12)) | _ONE).view(np.float64) - (1 - 2.0**-53)
-
-
-_RARE = 2.0**-14
-_REST = np.array([-1])  # the number of all rare tokens together
-_ONE = np.uint64(0x3FF0000000000000)
-_STEP = np.array([0x9E3779B97F4A7C15], np.uint64)
-
-
-def _mixed(state: np.ndarray) -> np.ndarray:
-    """SplitMix64's output for each state."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 def _largest(scores: np.ndarray, count: int) -> np.ndarray:
