@@ -155,10 +155,10 @@ def _demand_names(drafts: Mapping[str, Any], pipeline: str | None) -> None:
 
 
 def _usual_chain(program: Program) -> list[str]:
-    """Return the target, its last copy, and then what is no copy of it, in the order of the chain."""
+    """Return the target, then what is no copy of it, in the order of the chain, and its last copy."""
     target, *drafts = program.chain
     copies = [name for name in drafts if program.entry(name).derived_from == target]
-    return [target, *copies[-1:], *(name for name in drafts if name not in copies)]
+    return [target, *(name for name in drafts if name not in copies), *copies[-1:]]
 
 
 def _library_cache() -> Path | None:

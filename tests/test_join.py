@@ -105,7 +105,7 @@ def test_chains_over_a_joined_draft_give_the_targets_tokens(tmp_path: Path):
     joined.model = replace(joined.model, tokenizer_files=())
     manifest = specqd.compile(joined, tmp_path / "a", pipeline=default_pipeline(96, ("sibling",)))
     assert manifest.plan == (
-        "target <- suffix:4@adaptive | draft@adaptive <- sibling@adaptive <- suffix:3@adaptive"
+        "target <- suffix:4@adaptive | sibling@adaptive | draft@adaptive <- suffix:3@adaptive"
     )
     model = specqd.load(tmp_path / "a")
     prompt = [5, 17, 3, 41, 3, 41, 3]

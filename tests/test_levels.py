@@ -107,8 +107,8 @@ def test_the_usual_plan():
     assert str(Plan.usual(["target", "draft"])) == (
         "target <- suffix:4@adaptive | draft@adaptive <- suffix:3@adaptive"
     )
-    assert str(Plan.usual(["target", "draft", "sibling"])) == (
-        "target <- suffix:4@adaptive | draft@adaptive <- sibling@adaptive <- suffix:3@adaptive"
+    assert str(Plan.usual(["target", "sibling", "draft"])) == (
+        "target <- suffix:4@adaptive | sibling@adaptive | draft@adaptive <- suffix:3@adaptive"
     )
 
 

@@ -76,15 +76,15 @@ class Plan:
 
     @classmethod
     def usual(cls, chain: Sequence[str]) -> Plan:
-        """Return what serves most texts: look them up, else ask the drafts, each of which drafts for the one before.
+        """Return what serves most texts: look them up, else ask the drafts in turn; the last one looks the text up too.
 
-        `chain`: the target, then its drafts from the most alike on. The last of them looks the text up too.
+        `chain`: the target, then its drafts, the quickest first. One that does not pay is not asked, and the next one
+        is.
         """
         target, *drafts = chain
         if not drafts:
             return cls(target)
-        first, *others = ((Link(name),) for name in drafts)
-        return cls(target, ((Link(SEARCH, 4), *first), *others, (Link(SEARCH, 3),)))
+        return cls(target, ((Link(SEARCH, 4), *map(Link, drafts)), (Link(SEARCH, 3),)))
 
     def demand(self, entries: Collection[str]) -> None:
         """Check that all levels are among `entries` or need none; raises InputError naming the first that is not."""
