@@ -148,7 +148,7 @@ def test_two_streams_at_once_need_two_sequences(artifact: Path):
 
 def test_a_stream_that_was_left_makes_way_for_the_next(artifact: Path):
     model = load(artifact)
-    left = model._rounds([1], 20, model.plan, True, None)
+    left = model.tokens([1], 20, eos_token_ids=())
     next(left)
     assert model.generate([2], 20, ignore_eos=True).tokens == alone([2], 20, False)
     with pytest.raises(InputError, match="another answer was begun in this one's place"):

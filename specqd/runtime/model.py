@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -118,7 +118,7 @@ class Model:
         pieces: list[str] = []
         encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(speculate, draft_length, plan)
         for new, piece in self._with_text(
-            self._rounds(encoded, max_new_tokens, chosen, ignore_eos, on_round)
+            self._rounds(encoded, max_new_tokens, chosen, self._stop(ignore_eos), on_round)
         ):
             tokens += new
             pieces.append(piece)
@@ -162,7 +162,7 @@ class Model:
         return [replace(one, text=decode(one.tokens)) for one in made.values()]
 
     def _request(self, prompt: list[int], limit: int, plan: Plan, ignore_eos: bool) -> Request:
-        stop = frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
+        stop = self._stop(ignore_eos)
         stats = Stats()
 
         def start(rules: Rules, clock: Callable[[], float]) -> Decoding:
@@ -185,19 +185,38 @@ class Model:
     ) -> Iterator[str]:
         """Yield the text of `generate` in pieces as it becomes certain; `last` holds the figures."""
         encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(speculate, draft_length, plan)
-        rounds = self._rounds(encoded, max_new_tokens, chosen, ignore_eos, on_round)
+        rounds = self._rounds(encoded, max_new_tokens, chosen, self._stop(ignore_eos), on_round)
         return (piece for _, piece in self._with_text(rounds) if piece)
+
+    def tokens(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 256,
+        *,
+        plan: str | None = None,
+        raw: bool = False,
+        eos_token_ids: Collection[int] | None = None,
+    ) -> Iterator[list[int]]:
+        """Yield the tokens of `generate` as each round makes them certain; closing it ends the answer.
+
+        The answer ends with a token of `eos_token_ids`, by default those of the artifact.
+        """
+        encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(True, None, plan)
+        stop = self._stop() if eos_token_ids is None else frozenset(eos_token_ids)
+        return self._rounds(encoded, max_new_tokens, chosen, stop, None)
+
+    def _stop(self, ignore_eos: bool = False) -> frozenset[int]:
+        return frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
 
     def _rounds(
         self,
         prompt: list[int],
         limit: int,
         plan: Plan,
-        ignore_eos: bool,
+        stop: Collection[int],
         on_round: Callable[[Round], None] | None,
     ) -> Iterator[list[int]]:
         self.last = Stats()
-        stop = frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
         target = plan.build(self.engine, Greedy(), stop, on_round, self._rules)
         return self._on_a_sequence(partial(decode, target, prompt, self.last, max_new_tokens=limit))
 
