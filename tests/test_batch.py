@@ -136,7 +136,7 @@ def test_a_small_cache_ends_the_text_there(artifact: Path):
 
 def test_two_streams_at_once_need_two_sequences(artifact: Path):
     both = load(artifact, sequences=2)
-    one, two = (both._rounds([i], 20, both.plan, True, None) for i in (1, 2))
+    one, two = (both.tokens([i], 20, eos_token_ids=()) for i in (1, 2))
     made: tuple[list[int], list[int]] = ([], [])
     for parts in zip(one, two, strict=False):
         for tokens, new in zip(made, parts, strict=True):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from compiled import EXTENDED
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.generation import GenerateDecoderOnlyOutput
@@ -244,8 +243,9 @@ def test_assistants_that_cannot_be(artifact, assistant):
         Assistant(artifact)
 
 
-@pytest.mark.parametrize("mark", [pytest.param("", marks=EXTENDED)])
-def test_a_real_model_gives_the_same_text(shared: Path, tmp_path: Path, mark: str):
+@pytest.mark.slow
+@pytest.mark.extended
+def test_a_real_model_gives_the_same_text(shared: Path, tmp_path: Path):
     folder = shared / "models" / "pycode-90m"
     specqd.compile(folder, tmp_path / "artifact", context=256)
     artifact = load(tmp_path / "artifact", sequences=2)
