@@ -29,6 +29,11 @@ _DRAFTS = {
     "refine-head, cast-mxfp4{scale=search}": f"draft: refine-head, draft: {_CAST}",
     "calibrate-mxfp4": "draft: calibrate-mxfp4",
     "refine-head, calibrate-mxfp4": "draft: refine-head, draft: calibrate-mxfp4",
+    "cast-int8": "draft: cast-int8",
+    **{
+        f"trim-vocabulary{{tokens={n}}}, {_CAST}": f"draft: trim-vocabulary{{tokens={n}}}, draft: {_CAST}"
+        for n in (8192, 16384, 24576)
+    },
 }
 
 
@@ -36,7 +41,8 @@ def main() -> None:
     """Compile, measure, print, and write what `report` writes."""
     options = _options()
     subject = prepare(options)
-    made = {name: Compiled(_compile(subject, text), options.threads) for name, text in _DRAFTS.items()}
+    drafts = {n: text for n, text in _DRAFTS.items() if any(part in n for part in options.only or [""])}
+    made = {name: Compiled(_compile(subject, text), options.threads) for name, text in drafts.items()}
     first = next(iter(made.values()))
     texts = prompts(subject, first.model)[: options.answers]
     quiet = machine.Quiet()
@@ -58,12 +64,15 @@ def main() -> None:
         "identical": all(one.identical for one in made.values()),
         "cores used by other processes, at most": round(quiet.worst, 3),
     }
-    report.write(f"acceptance-{subject.name}", [_table(rounds)], details, rounds, options)
+    report.write(f"acceptance-{subject.name}", [_table(rounds, list(drafts))], details, rounds, options)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare ways to make a draft.")
     add_options(parser)
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="measure only drafts with TEXT in their name"
+    )
     parser.add_argument("--answers", type=int, help="prompts to answer (default: all)")
     parser.add_argument("-n", "--new-tokens", type=int, default=128, help="new tokens a prompt")
     report.add_options(parser)
@@ -86,9 +95,9 @@ def _draft(compiled: Compiled, prompt: list[int], new_tokens: int, length: int) 
     return compiled.decode(prompt, new_tokens, f"{compiled.target} <- {compiled.draft}@fixed:{length}")
 
 
-def _table(rounds: list[dict[str, Sample]]) -> report.Table:
+def _table(rounds: list[dict[str, Sample]], drafts: list[str]) -> report.Table:
     rows, figures = [], {}
-    for name in _DRAFTS:
+    for name in drafts:
         rates, per_pass = [], 0.0
         for length in _LENGTHS:
             samples = [done[f"{name}, {length}"] for done in rounds]

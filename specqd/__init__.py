@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from specqd.passes import Pipeline as Pipeline
     from specqd.program import Program as Program
     from specqd.runtime.model import load as load
+    from specqd.runtime.sampling import Sampling as Sampling
 
-__all__ = ["Pipeline", "Program", "SpecqdError", "capture", "compile", "explain", "load"]
+__all__ = ["Pipeline", "Program", "Sampling", "SpecqdError", "capture", "compile", "explain", "load"]
 
 # Where each public name lives; loaded on first use, so that a runtime-only process never meets torch or TVM.
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "load": ("specqd.runtime.model", "load"),
     "Pipeline": ("specqd.passes", "Pipeline"),
     "Program": ("specqd.program", "Program"),
+    "Sampling": ("specqd.runtime.sampling", "Sampling"),
     "SpecqdError": ("specqd.errors", "SpecqdError"),
 }
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from specqd.errors import ArtifactError
+from specqd.errors import ArtifactError, InputError
 from specqd.manifest import SCHEMA_VERSION, Arg, Compiled, FileRecord, Function, Manifest, Refused
 from specqd.staging import staged_directory
 from specqd.verified import remember, stamp
@@ -32,9 +34,11 @@ __all__ = [
     "Function",
     "Manifest",
     "Refused",
+    "demand_writable",
     "is_artifact",
     "open_artifact",
     "save",
+    "store_plan",
 ]
 
 MANIFEST = "specqd.json"
@@ -104,6 +108,35 @@ def save(
             f"the disk that holds {target} is full: the artifact needs about {need:.0f} MB; nothing was kept"
         ) from error
     return manifest
+
+
+def demand_writable(directory: Path) -> None:
+    """Check that `store_plan` can write, before work is spent on a plan; raises InputError."""
+    _read_manifest(directory)
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{directory} cannot be written to, so that it can keep no plan: copy it where you may write"
+        )
+
+
+def store_plan(directory: Path, plan: str, speedup: float) -> None:
+    """Replace the plan of an artifact in one step, and what it is predicted to gain; nothing else changes.
+
+    Raises:
+        ArtifactError: the manifest is missing or damaged.
+    """
+    manifest = _read_manifest(directory).model_copy(update={"plan": plan, "planned_speedup": speedup})
+    handle, name = tempfile.mkstemp(dir=directory, prefix=f".{MANIFEST}-")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(_text(manifest))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, (directory / MANIFEST).stat().st_mode)
+        os.replace(name, directory / MANIFEST)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def is_artifact(directory: Path) -> bool:

@@ -31,11 +31,12 @@ def default_pipeline(context: int | None = None, drafts: Sequence[str] = ()) -> 
 
     `drafts` are entries joined from other checkpoints, which are cast to MXFP4 too.
     """
-    capacity = f"{{capacity={context or DEFAULT_CONTEXT}}}"
-    return (
-        f"conv1d-to-linear, fuse-rms-norm, fuse-rope, fuse-linear, insert-kv-cache{capacity}, derive-draft, "
-        f"draft: cast-mxfp4{{scale=search}}, draft: share-kv"
-    ) + "".join(f", {name}: cast-mxfp4{{scale=search}}" for name in drafts)
+    prepare = (
+        "conv1d-to-linear, fuse-rms-norm, fuse-rope, fuse-linear, "
+        f"insert-kv-cache{{capacity={context or DEFAULT_CONTEXT}}}, derive-draft"
+    )
+    cast = (f"{name}: refine-head, {name}: cast-mxfp4{{scale=search}}" for name in ("draft", *drafts))
+    return ", ".join([prepare, *cast, "draft: share-kv"])
 
 
 def compile_model(

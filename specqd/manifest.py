@@ -103,7 +103,8 @@ class Manifest(_Record):
 
     `chain` names the entries that speculate, target first; `capacity` is the most positions that the caches
     hold; `levels` says more of each; `plan` is how to speculate unless the caller says otherwise (see
-    specqd.runtime.plan); `isa`, `triple` and `cpu_features` (LLVM's names) what the CPU must have.
+    specqd.runtime.plan), `planned_speedup` how many times faster than plainly `specqd tune` predicted it to be (None:
+    it was not tuned); `isa`, `triple` and `cpu_features` (LLVM's names) what the CPU must have.
     """
 
     schema_version: Literal[3] = 3
@@ -117,6 +118,7 @@ class Manifest(_Record):
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
     plan: str
+    planned_speedup: float | None = None
     isa: str
     triple: str
     cpu_features: tuple[str, ...]

@@ -220,6 +220,23 @@ def test_a_draft_of_another_checkpoint(server: CommandServer, home: Path, place:
         (["-p", "a", "--threads", "9999"], "cannot run on 9999 threads: this machine has"),
         (["-p", "a", "--threads", str(10**15)], f"cannot run on {10**15} threads"),
         ([], "missing option '-p' / '--prompt'; see `specqd generate --help`"),
+        (
+            ["-p", "a", "--temperature", "-1"],
+            "cannot sample with temperature = -1.0: give a number of 0 or more",
+        ),
+        (["-p", "a", "--temperature", "nan"], "cannot sample with temperature = nan"),
+        (["-p", "a", "--temperature", "warm"], "invalid value for '--temperature'"),
+        (["-p", "a", "--temperature", "1", "--top-k", "-1"], "cannot sample with top_k = -1"),
+        (["-p", "a", "--temperature", "1", "--top-p", "0"], "cannot sample with top_p = 0.0"),
+        (["-p", "a", "--temperature", "1", "--min-p", "2"], "cannot sample with min_p = 2.0"),
+        (["-p", "a", "--temperature", "1", "--seed", "-1"], "cannot sample with seed = -1"),
+        (["-p", "a", "--temperature", "1", "--coupling", "x"], "coupling = 'x': give noise or rejection"),
+        (["-p", "a", "--repetition-penalty", "0"], "cannot sample with repetition_penalty = 0.0"),
+        (["-p", "a", "--top-k", "3"], "--top-k is about sampling, and the likeliest token is chosen"),
+        (["-p", "a", "--seed", "3"], "--seed is about sampling"),
+        (["-p", "a", "--stop", ""], "cannot stop at ''"),
+        (["-p", "a", "--stop", b"a\xff"], "a stop string holds bytes that are not UTF-8"),
+        (["-p", "", "--temperature", "1"], "the prompt is empty"),
     ],
 )
 def test_options_of_generate(server: CommandServer, built: Path, options: list, sentence: str):
@@ -231,8 +248,9 @@ def test_a_prompt_on_standard_input_that_is_no_text(server: CommandServer, built
     one_sentence(ended, "standard input holds bytes that are not UTF-8")
 
 
-def test_a_prompt_of_special_tokens_alone(server: CommandServer, built: Path):
-    ended = server.run("generate", str(built), "-p", "<s></s>", "-n", "3")
+@pytest.mark.parametrize("options", [[], ["--temperature", "0.8", "--seed", "1", "--stop", "never met"]])
+def test_a_prompt_of_special_tokens_alone(server: CommandServer, built: Path, options: list[str]):
+    ended = server.run("generate", str(built), "-p", "<s></s>", "-n", "3", *options)
     assert (ended.code, ended.err) == (0, "")
 
 
@@ -277,7 +295,7 @@ def test_artifacts_of_elsewhere(
     one_sentence(server.run("generate", str(copy), "-p", "a"), sentence, "compile")
 
 
-@pytest.mark.parametrize("verb", [["generate", "-p", "a"], ["inspect"], ["bench"]])
+@pytest.mark.parametrize("verb", [["generate", "-p", "a"], ["inspect"], ["bench"], ["tune"]])
 def test_no_artifact(server: CommandServer, home: Path, verb: list[str]):
     why = {"nowhere": "there is no such folder", "model": "it has no specqd.json"}
     for place, sentence in {**why, "model/config.json": "it is not a folder"}.items():

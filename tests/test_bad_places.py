@@ -91,6 +91,16 @@ def test_a_folder_of_somebody_else(server: CommandServer):
         )
 
 
+def test_tuning_an_artifact_of_somebody_else(server: CommandServer, built: Path):
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copytree(built, f"{name}/a")
+        for folder in (name, f"{name}/a"):
+            Path(folder).chmod(0o555)
+        user = {"user": NOBODY} if os.geteuid() == 0 else {}
+        one_sentence(server.run("tune", f"{name}/a", **user), f"{name}/a cannot be written to")
+        Path(f"{name}/a").chmod(0o755)
+
+
 def test_a_cache_that_cannot_be_written_only_costs_time(server: CommandServer, place: Path):
     (place / "file").write_text("")
     nowhere = {"SPECQD_CACHE": str(place / "file" / "cache")}

@@ -70,7 +70,7 @@ def test_passes_are_shared(artifact: Path):
     model = load(artifact, sequences=8)
     batch = Batch(model.engine)
     for i in range(8):
-        batch.add(model._request([i + 1], 20, model.plan_of(False, None, None), True))
+        batch.add(model.request([i + 1], 20, speculate=False, ignore_eos=True))
     while len(batch):
         batch.step()
     # One pass for all eight prompts, and one for each of the 19 tokens after the first.
@@ -80,7 +80,7 @@ def test_passes_are_shared(artifact: Path):
 def test_what_waits_can_be_cancelled_and_what_runs_gives_its_place_back(artifact: Path):
     model = load(artifact, sequences=2)
     batch = Batch(model.engine)
-    requests = [model._request([i + 1], 30, model.plan, True) for i in range(3)]
+    requests = [model.request([i + 1], 30, ignore_eos=True) for i in range(3)]
     for request in requests:
         batch.add(request)
     batch.step()
@@ -99,7 +99,7 @@ def test_what_waits_can_be_cancelled_and_what_runs_gives_its_place_back(artifact
 def test_a_sequence_that_fails_leaves_the_others_alone(artifact: Path):
     model = load(artifact, sequences=3)
     batch = Batch(model.engine)
-    requests = [model._request(prompt, 20, model.plan, True) for prompt in ([1], [VOCAB + 3], [2])]
+    requests = [model.request(prompt, 20, ignore_eos=True) for prompt in ([1], [VOCAB + 3], [2])]
     for request in requests:
         batch.add(request)
     given = {request: [] for request in requests}
@@ -159,7 +159,7 @@ def test_a_stream_that_was_left_makes_way_for_the_next(artifact: Path):
 def test_an_answer_beside_a_full_batch_is_refused(artifact: Path):
     model = load(artifact)
     batch = Batch(model.engine)
-    batch.add(model._request([1], 20, model.plan, True))
+    batch.add(model.request([1], 20, ignore_eos=True))
     batch.step()
     with pytest.raises(InputError, match="a batch has taken all sequences"):
         model.generate([2], 4)

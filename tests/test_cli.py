@@ -36,7 +36,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return end.value.code or 0, out, err
 
 
-VERBS = ["compile", "generate", "inspect", "bench", "demo", "fetch", "passes", "explain"]
+VERBS = ["compile", "generate", "tune", "inspect", "bench", "demo", "fetch", "passes", "explain"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -66,6 +66,61 @@ def test_stats_go_to_standard_error(capsys, toy: Path):
     assert code == 0
     assert [line.split()[0] for line in err.splitlines()] == ["prompt", "answer", "drafting"]
     assert err.startswith("prompt    2 tokens, ")
+
+
+def test_stop_strings_end_the_text(capsys, toy: Path):
+    whole = load(toy).generate("ab", 30).text
+    code, out, err = run(
+        capsys,
+        "generate",
+        str(toy),
+        "-p",
+        "ab",
+        "-n",
+        "30",
+        "--stop",
+        "never",
+        "--stop",
+        whole[4:6],
+        "--stats",
+    )
+    assert (code, out) == (0, whole[: whole.index(whole[4:6])] + "\n")
+    assert "a stop string was met" in err
+
+
+def test_rounds_are_explained_legibly_without_colour(capsys, toy: Path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ("generate", str(toy), "-p", "ab", "-n", "30")
+    _, expected, _ = run(capsys, *arguments)
+    code, out, err = run(capsys, *arguments, "--explain-speculation")
+    legend, *rounds = err.splitlines()
+    assert (code, out) == (0, expected)
+    assert legend == "level <- its draft, how many drafts stood: which stood [which fell] > its own"
+    assert all(line.startswith("target <- draft ") and len(line) <= 80 for line in rounds)
+    assert any("3/3: " in line and "[" not in line for line in rounds)
+    assert any("[" in line and "] > " in line and "3/3" not in line for line in rounds)
+    assert "\x1b" not in err
+
+
+def test_what_became_of_drafts_is_coloured(toy: Path, monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    from specqd.cli import rounds
+    from specqd.runtime.asking import Round
+
+    out = io.StringIO()
+    on_terminal = Console(file=out, force_terminal=True, color_system="standard", width=80)
+    monkeypatch.setattr("rich.console.Console", lambda **_: on_terminal)
+    show = rounds.printer(load(toy).text)
+    show(Round("target", "draft", (11, 12, 13), (11, 14)))
+    show(Round("target", "draft", (7, 12), (7,)))
+    _, stood, special = out.getvalue().splitlines()
+    assert "\x1b[32ma\x1b[0m" in stood
+    assert "\x1b[9;31mbc\x1b[0m" in stood
+    assert "\x1b[1md\x1b[0m" in stood
+    assert "<7>" in special
 
 
 def test_a_prompt_from_standard_input(capsys, toy: Path, monkeypatch):
@@ -169,7 +224,8 @@ def test_passes_are_listed_with_their_options(capsys):
 FIGURES = {
     "bandwidth_gbps", "plain_tokens_per_s", "plain_bandwidth_fraction", "draft_tokens_per_s",
     "draft_bandwidth_fraction", "speculative_tokens_per_s", "speedup", "acceptance_rate", "tokens_per_verify",
-    "verify_cost", "prefill_tokens_per_s", "load_s", "peak_rss_mb", "identical",
+    "verify_cost", "prefill_tokens_per_s", "load_s", "peak_rss_mb", "identical", "levels", "planned_speedup", "plan",
+    "overhead_fraction",
 }  # fmt: skip
 
 
@@ -186,6 +242,39 @@ def test_bench_gives_every_figure(capsys, toy: Path):
     assert 0 <= figures["acceptance_rate"] <= 1
     assert 1 <= figures["tokens_per_verify"] <= 8
     assert 20 < figures["peak_rss_mb"] < 400
+    assert 0 < figures["overhead_fraction"] < 1
+    assert (figures["plan"], figures["planned_speedup"]) == ("target <- draft@fixed:3", None)
+    (level,) = figures["levels"]
+    assert (level["name"], level["kind"]) == ("draft", "shared_cache")
+    assert level["acceptance"] == figures["acceptance_rate"] == level["accepted"] / level["examined"]
+    assert level["accepted"] <= level["examined"] <= level["proposed"]
+    assert level["cost"] > 0
+
+
+def test_bench_gives_the_levels_of_the_plan_and_what_was_planned(capsys, tmp_path: Path):
+    compiled = compile_toy(tmp_path, capacity=CAPACITY)
+    plan = "target <- suffix:2@fixed:3 | other@fixed:2 <- suffix:1@fixed:1"
+    changes = {"plan": plan, "planned_speedup": 1.25, "chain": ("target", "draft", "other")}
+    save_toy(tmp_path / "a", compiled, write_tokenizer(tmp_path, TEMPLATE), capacity=CAPACITY, **changes)
+    figures = bench.run(tmp_path / "a", prompts=1, new_tokens=30, quick=True)
+    assert (figures["plan"], figures["planned_speedup"], figures["identical"]) == (plan, 1.25, True)
+    assert [(level["name"], level["kind"]) for level in figures["levels"]] == [
+        ("suffix", "search"),
+        ("other", "own_cache"),
+        ("suffix", "search"),
+    ]
+    code, out, _ = run(capsys, "bench", str(tmp_path / "a"), "--quick", "--prompts", "1", "--tokens", "8")
+    assert code == 0
+    assert out.count("\nlevel ") == 3
+    assert "\nplanned_speedup              1.25\n" in out
+
+
+def test_bench_of_a_target_alone(tmp_path: Path):
+    compiled = compile_toy(tmp_path, capacity=CAPACITY)
+    files = write_tokenizer(tmp_path, TEMPLATE)
+    save_toy(tmp_path / "a", compiled, files, capacity=CAPACITY, chain=("target",), plan="target")
+    figures = bench.run(tmp_path / "a", prompts=1, new_tokens=8, quick=True)
+    assert (figures["levels"], figures["plan"], figures["acceptance_rate"]) == ([], "target", None)
 
 
 def test_bench_notices_a_draft_that_changes_the_tokens(toy: Path, monkeypatch):

@@ -14,8 +14,9 @@ from toy import CAPACITY, EOS, VOCAB, Draft, compile_toy, model_next, save_toy, 
 
 from specqd.errors import InputError
 from specqd.manifest import LevelRecord
+from specqd.runtime.asking import Asked, Steps
 from specqd.runtime.choosing import Choice
-from specqd.runtime.levels import Asked, Steps, Verifier
+from specqd.runtime.levels import Verifier
 from specqd.runtime.model import Model, load
 
 TABLE = table().tolist()

@@ -139,6 +139,20 @@ def test_a_draft_that_becomes_good_again_is_found_again():
     assert settle(rule, always(0.95), STEP)[0].count(0) <= 10
 
 
+@pytest.mark.parametrize("text", RULES)
+def test_a_rule_that_is_shared_learns_from_both_and_mixes_no_rounds(text: str):
+    """A sequence whose drafts are always wrong, step by step beside one that rejects nothing."""
+    first = length_rule(text)
+    second = first.share()
+    for number in range(60):
+        assert first.choose(1.0) == second.choose(1.0)
+        for drafted in (1, 2, 3):  # of the same kind, so that both have survived as well
+            assert first.goes_on(drafted, 0.9, 0.3) == second.goes_on(drafted, 0.9, 0.3)
+        first.learn(3, 0, 0.6, 1.2)
+        second.learn(3, 3 if number < 30 else 0, 0.6, 1.2)
+    assert first.choose(1.0) == second.choose(1.0)
+
+
 def test_the_cost_of_a_pass_is_the_line_through_what_was_measured():
     cost = PassCost()
     assert cost.of(1) == math.inf

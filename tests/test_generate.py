@@ -4,7 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from toy import CAPACITY, EOS, VOCAB, compile_toy, model_next, save_toy, table
 
 from specqd.errors import ArtifactError, InputError
+from specqd.runtime.asking import run
 from specqd.runtime.choosing import Greedy
 from specqd.runtime.drafting import FixedLength
-from specqd.runtime.generate import Stats, decode
+from specqd.runtime.generate import Decoding, Stats
 from specqd.runtime.levels import Source, Verifier
 from specqd.runtime.library import aligned, tensor
 from specqd.runtime.model import Model, load
@@ -109,12 +110,19 @@ class Scripted:
         return Verifier(self, "target", Greedy(), [Source(draft, FixedLength(length))], stop=stop)
 
 
+def decode(engine: Scripted, target: Verifier, prompt: list[int], stats: Stats) -> Iterator[list[int]]:
+    """The tokens of each round."""
+    decoding = Decoding(engine, target, prompt, stats, 100)
+    while not stats.finish:
+        yield run(engine, decoding.advance())
+
+
 @pytest.mark.parametrize("script", list(itertools.product([True, False], repeat=6)))
 def test_every_pattern_of_acceptance_in_two_rounds_of_three(script: tuple[bool, ...]):
     truth = list(range(10, 30))
     engine = Scripted(truth, list(script), 2)
     stats = Stats()
-    rounds = decode(engine.target(3), truth[:2], stats, max_new_tokens=100)
+    rounds = decode(engine, engine.target(3), truth[:2], stats)
     first, second, third = (next(rounds) for _ in range(3))
     agreed = [next((i for i, right in enumerate(part) if not right), 3) for part in (script[:3], script[3:])]
     assert first == truth[2:3]
@@ -129,7 +137,7 @@ def test_a_stop_token_inside_a_draft_ends_the_text_there(place: int):
     truth = list(range(10, 30))
     engine = Scripted(truth, [True] * 6, 2)
     stop = truth[2 + place]
-    rounds = decode(engine.target(3, {stop}), truth[:2], Stats(), max_new_tokens=100)
+    rounds = decode(engine, engine.target(3, {stop}), truth[:2], Stats())
     assert list(itertools.chain(*rounds)) == truth[2 : 3 + place]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toy import CAPACITY, EOS, VOCAB, compile_toy, model_next, save_toy, table
 
 from specqd.errors import InputError
-from specqd.runtime.levels import Round
+from specqd.runtime.asking import Round
 from specqd.runtime.model import Model, load
 from specqd.runtime.plan import Plan
 

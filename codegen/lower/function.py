@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from specqd.codegen.lower.step import Parameter, Step
 from specqd.codegen.lower.values import Value, constant, of_buffer
 from specqd.codegen.lower.viewing import VIEWS
 from specqd.codegen.pack import Packed
-from specqd.codegen.tir import I, tirx
+from specqd.codegen.tir import I, i32, tirx
 from specqd.errors import CodegenError
 from specqd.program import Entry, Program
 
@@ -78,7 +79,7 @@ class Function:
         self.output = output if isinstance(output, fx.Node) else output[0]
         size = self.output.meta["val"].numel()
         self.into = {self.output: self.step.parameter("logits", "logits", "float32", (size,))}
-        self.layers: dict[fx.Node, tuple[int, int]] = {}
+        self.layers: dict[fx.Node, tuple[Any, int]] = {}
 
     # -- the walk -----------------------------------------------------------------------------------------------
 
@@ -125,12 +126,13 @@ class Function:
 
     def _loop(self, loop: Loop) -> None:
         template = loop.bodies[0]
+        attentions: dict[fx.Node, tuple[int, ...]] = {}
         for column in zip(*loop.bodies, strict=True):
             for sources in zip(*(n.all_input_nodes for n in column), strict=True):
                 if sources[0].op == "get_attr":
                     self.stacks[sources[0]] = sources
-            if spacing := cache_layers(column):
-                self.layers[column[0]] = spacing
+            if places := cache_layers(column):
+                attentions[column[0]] = places
         outer = dict(self.env)
         results: dict[fx.Node, Value] = {}
         offset = {n: i for i, n in enumerate(loop.bodies[-1])}
@@ -143,6 +145,7 @@ class Function:
             results[last] = held
         with I.serial(0, len(loop.bodies)) as layer:
             self.step.iteration = self.space.bound(layer, len(loop.bodies))
+            self.layers = {node: _spacing(places, layer) for node, places in attentions.items()}
             self._run(list(template))
         self.step.iteration = None
         self.env = {**outer, **results}
@@ -244,6 +247,15 @@ class Function:
         kinds = (("float32", 16), ("int32", 16), ("float32", 32))
         best, where, parts = (self.step.scratch(rows * size, dtype) for dtype, size in kinds)
         argmax(self.isa, rows, vocab, logits, chosen, sums, (best, where, parts), self.step.phase)
+
+
+def _spacing(places: tuple[int, ...], iteration: Any) -> tuple[Any, int]:
+    """Return the first cache layer and the step to the next, the first moved on where a step is another."""
+    first, step = places[0], places[1] - places[0]
+    for i, (before, place) in enumerate(pairwise(places), 1):
+        if place - before != step:
+            first = first + tirx.Select(iteration >= i, i32(place - before - step), i32(0))
+    return first, step
 
 
 def _is_tensor(node: fx.Node) -> bool:

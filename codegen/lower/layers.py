@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,13 +42,11 @@ def find_loop(nodes: list[fx.Node]) -> Loop | None:
     return best
 
 
-def cache_layers(column: Sequence[fx.Node]) -> tuple[int, int] | None:
-    """First cache layer and step of one attention node in every body; None for other nodes or uneven steps."""
+def cache_layers(column: Sequence[fx.Node]) -> tuple[int, ...] | None:
+    """The cache layer of one attention node in every body; None for other nodes."""
     if _ATTENTION not in str(column[0].target):
         return None
-    layers = [int(n.args[LAYER_ARGUMENT]) for n in column]
-    steps = {b - a for a, b in pairwise(layers)}
-    return (layers[0], steps.pop()) if len(steps) == 1 else None
+    return tuple(int(n.args[LAYER_ARGUMENT]) for n in column)
 
 
 def _covered(loop: Loop) -> int:
@@ -86,10 +83,8 @@ def _build(nodes: list[fx.Node], starts: list[int], size: int) -> Loop | None:
     bodies = tuple(tuple(nodes[s : s + size]) for s in starts)
     if not all(_alike(list(column)) for column in zip(*bodies, strict=True)):
         return None
-    columns = zip(*bodies, strict=True)
-    uneven = any(_ATTENTION in str(c[0].target) and cache_layers(c) is None for c in columns)
     carried = _carried(bodies)
-    if carried is None or uneven:
+    if carried is None:
         return None
     outputs = {last for _, last in carried}
     inside = {n for body in bodies for n in body}

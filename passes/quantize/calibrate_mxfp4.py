@@ -15,7 +15,7 @@ from specqd.passes.match import weight_of
 from specqd.program import Entry, Program
 
 from .calibration_store import Store, fingerprint
-from .calibration_text import read_file
+from .calibration_text import known_to, read_file
 from .cast_mxfp4 import Decision, Head, cast, decide
 from .error_compensation import compensate, inverse_factor
 from .gram import grams
@@ -85,7 +85,7 @@ class CalibrateMXFP4(Pass):
         wanted = [node for node, form in decided if form == "mxfp4"]
         casts: dict[fx.Node, MXFP4] = {}
         if wanted:
-            texts = _known(entry, (yield from self._texts(program)))
+            texts = known_to(entry, (yield from self._texts(program)))
             yield from self._calibrate(program, entry, wanted, texts, casts)
         yield from cast(program, [_if_calibrated(one, casts) for one in decided], casts.__getitem__)
 
@@ -126,15 +126,6 @@ class CalibrateMXFP4(Pass):
                     store.put(node.name, casts[node]._asdict())
             done += len(linears)
             yield Progress("calibrating", done, len(wanted))
-
-
-def _known(entry: Entry, texts: list[list[int]]) -> list[list[int]]:
-    """Cut texts to what a draft from another checkpoint takes; at run time too, it sees 0 for a token it lacks."""
-    if entry.vocab_size is None:
-        return texts
-    return [
-        [token if token < entry.vocab_size else 0 for token in text[: entry.max_positions]] for text in texts
-    ]
 
 
 def _if_calibrated(decision: Decision, casts: dict[fx.Node, MXFP4]) -> Decision:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from specqd.errors import InputError
-from specqd.program import ModelInfo
+from specqd.program import Entry, ModelInfo
 from specqd.runtime.text import Text
 
-__all__ = ["encode_file", "read_file", "tokenizer"]
+__all__ = ["encode_file", "known_to", "read_file", "tokenizer"]
 
 _PIECE = 512
 """Positions of one text at most: attention's memory grows with the square."""
@@ -56,6 +56,15 @@ def read_file(path: str, model: ModelInfo, tokens: int) -> list[list[int]]:
     begin = [ids[0]] if ids[0] == model.bos_token_id else []
     rest, size = ids[len(begin) : tokens], piece(model) - len(begin)
     return [begin + rest[at : at + size] for at in range(0, len(rest), size)]
+
+
+def known_to(entry: Entry, texts: list[list[int]]) -> list[list[int]]:
+    """Cut texts to what a draft from another checkpoint takes; at run time too, it sees 0 for a token it lacks."""
+    if entry.vocab_size is None:
+        return texts
+    return [
+        [token if token < entry.vocab_size else 0 for token in text[: entry.max_positions]] for text in texts
+    ]
 
 
 def piece(model: ModelInfo) -> int:

@@ -16,14 +16,15 @@ from specqd.program import Entry, Program
 
 from . import int8, mxfp4
 
-__all__ = ["CastMXFP4", "Decision", "Head", "cast", "decide", "packed", "unsuitable"]
+__all__ = ["PRODUCTS", "CastMXFP4", "Decision", "Head", "cast", "decide", "packed", "to_int8", "unsuitable"]
 
 Head = Literal["keep", "int8", "mxfp4"]
 Decision = tuple[fx.Node, str | Refusal]
 """A product, and the form it is to be cast to or why it is left alone."""
 
 aten, ops = torch.ops.aten, torch.ops.specqd
-_PRODUCTS = (*LINEARS, aten.addmm, aten.mm, aten.matmul, aten.bmm)
+PRODUCTS = (*LINEARS, aten.addmm, aten.mm, aten.matmul, aten.bmm)
+"""What multiplies matrices."""
 
 
 class CastMXFP4(Pass):
@@ -33,7 +34,7 @@ class CastMXFP4(Pass):
 
     1. Every linear is cast as above, except the head, the linear that makes the logits.
     2. The head, by the option `lm_head`: kept, cast to MXFP4 as above, or cast to INT8 with one scale a row,
-       linear_int8(x, w.int8_values, w.int8_scales, bias).
+       linear_int8(x, w.int8_values, w.int8_scales, bias). One that refine-head has seen to stays as it is.
     3. Other readers of the same weight, such as a tied embedding, keep the weight as it is.
 
     Refused: weights that `keep` names, weights that are computed, rows that are no multiple of 32, dtypes
@@ -70,7 +71,7 @@ def decide(program: Program, entry: Entry, lm_head: Head, keep: tuple[str, ...])
     last = head(entry.graph)
     decided: list[Decision] = []
     for node in entry.graph.nodes:
-        if calls(node, *_PRODUCTS):
+        if calls(node, *PRODUCTS) and not calls(node, ops.linear_refined.default):
             form = lm_head if node is last else "mxfp4"
             reason = unsuitable(program, node, form, keep)
             decided.append((node, Refusal(node.name, reason) if reason else form))
@@ -85,11 +86,16 @@ def cast(
         if isinstance(form, Refusal):
             yield form
         elif form == "int8":
-            values, scales = int8.encode(program.weights[str(weight_of(node))])
-            parts = {"values": values, "scales": scales}
-            yield packed(program, node, ops.linear_int8.default, "int8", parts)
+            yield to_int8(program, node)
         else:
             yield packed(program, node, ops.linear_mxfp4.default, "mxfp4", encode(node)._asdict())
+
+
+def to_int8(program: Program, node: fx.Node) -> fx.Node:
+    """Cast the weight of a linear to INT8; return the new node."""
+    values, scales = int8.encode(program.weights[str(weight_of(node))])
+    parts = {"values": values, "scales": scales}
+    return packed(program, node, ops.linear_int8.default, "int8", parts)
 
 
 def unsuitable(program: Program, node: fx.Node, form: str, keep: tuple[str, ...] = ()) -> str | None:

@@ -117,13 +117,13 @@ class TrimVocabulary(Pass):
         other = _not_one_by_one(entry, node)
         if other:
             return f"the logits do not come one by one from the head: {other} follows it"
-        if calls(node, ops.linear_refined) and self.tokens < WORTH * REFINED_TOGETHER * int(node.args[-1]):  # type: ignore
+        if calls(node, ops.linear_refined) and self.tokens < WORTH * REFINED_TOGETHER * int(node.args[-1]):
             return f"its {self.tokens} rows would nearly all be computed again; let refine-head follow, not come before"
         return None
 
 
 def _channels(program: Program, node: fx.Node) -> int:
-    return len(program.weights[str(node.args[1].target)])  # type: ignore[union-attr]
+    return len(program.weights[str(node.args[1].target)])
 
 
 def _not_one_by_one(entry: Entry, node: fx.Node) -> fx.Node | None:

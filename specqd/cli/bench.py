@@ -45,6 +45,13 @@ def bench(
 
         print(json.dumps(figures, indent=2))
         return
+    levels = figures.pop("levels")
     for name, value in figures.items():
         shown = ", ".join(f"{v:.2f}" for v in value) if isinstance(value, list) else value
-        print(f"{name:<28} {f'{shown:.4g}' if isinstance(shown, float) else shown}")
+        print(f"{name:<28} {_shown(shown)}")
+    for level in levels:
+        print(f"{'level':<28} {', '.join(f'{name} {_shown(value)}' for name, value in level.items())}")
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -84,7 +84,10 @@ def compile_(
     if "tokenizer.json" not in manifest.files:
         print("the model has no tokenizer.json: only Python, with token ids, can prompt the artifact")
     if manifest.refusals:
-        print(f"{len(manifest.refusals)} rewrites were refused; `specqd inspect {output}` says which and why")
+        count = len(manifest.refusals)
+        print(
+            f"{count} rewrite{'s were' if count > 1 else ' was'} refused; `specqd inspect {output}` says which and why"
+        )
 
 
 def _named(drafts: list[str]) -> dict[str, str]:

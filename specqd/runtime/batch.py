@@ -7,38 +7,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from specqd.errors import SpecqdError
+from specqd.runtime.asking import Pass, Steps
 from specqd.runtime.cost_aware import PassCost
 from specqd.runtime.engine import Engine, Piece
-from specqd.runtime.generate import Decoding, Stats
-from specqd.runtime.levels import Pass, Steps
+from specqd.runtime.generate import Decoding
 from specqd.runtime.output import Output
 from specqd.runtime.plan import Rules
+from specqd.runtime.request import Request
 
-__all__ = ["Batch", "Request"]
-
-
-@dataclass(eq=False)
-class Request:
-    """A sequence to be decoded, which takes at most `positions` positions of the cache.
-
-    `start(rules, clock)` begins it: with the draft-length rules of its place in the batch, and a clock of the seconds
-    spent on it, its share of each pass that it has rows in. `error` is what ended it, if anything did.
-    """
-
-    positions: int
-    start: Callable[[Rules, Callable[[], float]], Decoding]
-    stats: Stats
-    error: SpecqdError | None = None
+__all__ = ["Batch"]
 
 
 @dataclass(eq=False)
 class _Running:
+    """A sequence in the batch, and its place there: `seconds` are its share of each pass that it has rows in."""
+
     request: Request
     sequence: int
+    share: Callable[[], int]
     seconds: float = 0.0
     decoding: Decoding = field(init=False)
     steps: Steps[list[int]] = field(init=False)
     wanted: Pass = field(init=False)
+
+    def spent(self) -> float:
+        return self.seconds
 
 
 class Batch:
@@ -48,13 +41,14 @@ class Batch:
     sequences waiting for the same pass; among the passes of a level the longest asked for goes first.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, rules: Rules | None = None) -> None:
         self._engine = engine
         self._waiting: deque[Request] = deque()
         self._running: list[_Running] = []  # the one whose pass was asked for first, first
-        self._rules: list[Rules] = [{} for _ in range(engine.tables.sequences)]
+        self._rules: Rules = {} if rules is None else rules
         self._cost = {entry: PassCost() for entry in engine.entries}
         self._depth = {entry: depth for depth, entry in enumerate(engine.entries)}
+        self._most = min(engine.rows(entry, every_row=True)[-1] for entry in engine.entries)
         self.passes = 0
 
     def add(self, request: Request) -> None:
@@ -94,14 +88,18 @@ class Batch:
             sequence = tables.take()
             if sequence is None:
                 return
-            if not tables.reserve(sequence, self._waiting[0].positions):
+            if not tables.reserve(sequence, min(self._waiting[0].positions, self._engine.capacity)):
                 tables.release(sequence)
                 return
-            self._begin(_Running(self._waiting.popleft(), sequence))
+            self._begin(_Running(self._waiting.popleft(), sequence, self._share))
+
+    def _share(self) -> int:
+        """Rows that a sequence may have, so that all fit into one pass: a second one would cost what drafts gain."""
+        return max(1, self._most // max(1, len(self._running)))
 
     def _begin(self, one: _Running) -> None:
         try:
-            one.decoding = one.request.start(self._rules[one.sequence], lambda: one.seconds)
+            one.decoding = one.request.begin(self._engine, self._rules, one)
         except SpecqdError as error:
             one.request.error = error
             self._engine.tables.release(one.sequence)
@@ -117,7 +115,7 @@ class Batch:
                 one.wanted = next(one.steps) if output is None else one.steps.send(output)
             except StopIteration as end:
                 tokens = end.value
-                if one.request.stats.finish:
+                if one.decoding.stats.finish:
                     self._end(one)
                     return tokens
                 one.steps = one.decoding.advance()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 __all__ = ["CostAwareLength", "PassCost"]
 
@@ -58,64 +60,94 @@ class CostAwareLength:
     how often a token is right follows from how probable the draft held it, by what became of such tokens before.
     """
 
-    _MEMORY = 0.98  # weight of a token's outcome after each further one of its kind
-    _KINDS = 10  # of tokens, by their probability in the draft
-    _UNKNOWN = _KINDS  # the kind of a token that came without a probability
     _IDLE, _TRIALS = 24, 3  # rounds without a draft before so many rounds with one
 
     def __init__(self, most: int) -> None:
         self._most = most
-        # Begin with the belief that a draft is right somewhat more often than it thinks.
-        self._right = [0.6 + 1.4 * (kind + 0.5) / self._KINDS for kind in range(self._KINDS)] + [1.5]
-        self._seen = [2.0] * (self._KINDS + 1)
-        self._all_right, self._all_seen = 3.0, 4.0
-        self._step = math.nan
-        self._verify = PassCost()
+        self._known = _Known()
         self._pace = math.inf
         self._kinds: list[int] = []
         self._survival = 1.0
-        self._idle = 0
+
+    def share(self) -> CostAwareLength:
+        """Return the rule for another sequence, which has rounds of its own and knows what this one does."""
+        other = CostAwareLength(self._most)
+        other._known = self._known
+        return other
 
     def choose(self, pace: float) -> int:
         """Return the most tokens to draft next, 0 if not even the first would pay."""
         self._kinds, self._survival, self._pace = [], 1.0, pace
-        if self._pays() or self._idle >= self._IDLE:
-            return self._most
-        return 0
+        return self._most if self._pays() or self._known.idle >= self._IDLE else 0
 
     def goes_on(self, drafted: int, probability: float, entropy: float) -> bool:
         """Say whether the token after the `drafted` ones is worth its cost."""
         while len(self._kinds) < drafted:
-            known = len(self._kinds) == drafted - 1 and not math.isnan(probability)
-            kind = min(int(probability * self._KINDS), self._KINDS - 1) if known else self._UNKNOWN
-            self._kinds.append(kind)
-            self._survival *= self._right[kind] / self._seen[kind]
+            self._kinds.append(_kind(probability if len(self._kinds) == drafted - 1 else math.nan))
+            self._survival *= self._known.chance(self._kinds[-1])
         return self._pays()
 
     def learn(self, drafted: int, agreed: int, draft_seconds: float, verify_seconds: float) -> None:
         """Take the outcome of a round: the first `agreed` of `drafted` tokens were right."""
-        self._verify.learn(drafted + 1, verify_seconds)
+        known = self._known
+        known.verify.learn(drafted + 1, verify_seconds)
         if not drafted:
-            self._idle += 1
+            known.idle += 1
             return
-        trying = self._IDLE <= self._idle < self._IDLE + self._TRIALS - 1
-        self._idle = self._idle + 1 if trying else 0
-        step = draft_seconds / drafted
-        self._step = (
-            step if math.isnan(self._step) else self._step + 0.1 * (min(step, 3 * self._step) - self._step)
-        )
-        kinds = self._kinds + [self._UNKNOWN] * (drafted - len(self._kinds))
+        trying = self._IDLE <= known.idle < self._IDLE + self._TRIALS - 1
+        known.idle = known.idle + 1 if trying else 0
+        known.learn_step(draft_seconds / drafted)
+        kinds = self._kinds + [_UNKNOWN] * (drafted - len(self._kinds))
         for place in range(min(agreed + 1, drafted)):
-            kind, right = kinds[place], place < agreed
-            self._right[kind] = self._MEMORY * self._right[kind] + right
-            self._seen[kind] = self._MEMORY * self._seen[kind] + 1
-            self._all_right = self._MEMORY * self._all_right + right
-            self._all_seen = self._MEMORY * self._all_seen + 1
+            known.learn_outcome(kinds[place], place < agreed)
 
     def _pays(self) -> bool:
         """Whether one token more gains more than it costs; before anything is measured, whether it is likely right."""
-        likely = self._survival * self._all_right / self._all_seen
-        if math.isnan(self._step):
+        known = self._known
+        likely = self._survival * known.all_right / known.all_seen
+        if math.isnan(known.step):
             return likely > 0.5
-        pace = min(self._pace, self._verify.of(1))
-        return likely * pace > self._step + self._verify.row
+        return likely * min(self._pace, known.verify.of(1)) > known.step + known.verify.row
+
+
+_KINDS = 10  # of tokens, by their probability in the draft
+_UNKNOWN = _KINDS  # the kind of a token that came without a probability
+
+
+def _kind(probability: float) -> int:
+    return _UNKNOWN if math.isnan(probability) else min(int(probability * _KINDS), _KINDS - 1)
+
+
+@dataclass
+class _Known:
+    """What rounds have shown: how often tokens of each kind are right, and what passes cost."""
+
+    _MEMORY: ClassVar[float] = 0.98  # weight of a token's outcome after each further one of its kind
+
+    # Begin with the belief that a draft is right somewhat more often than it thinks.
+    right: list[float] = field(
+        default_factory=lambda: [*(0.6 + 1.4 * (kind + 0.5) / _KINDS for kind in range(_KINDS)), 1.5]
+    )
+    seen: list[float] = field(default_factory=lambda: [2.0] * (_KINDS + 1))
+    all_right: float = 3.0
+    all_seen: float = 4.0
+    step: float = math.nan
+    verify: PassCost = field(default_factory=PassCost)
+    idle: int = 0
+
+    def chance(self, kind: int) -> float:
+        """Share of the tokens of a kind that were right."""
+        return self.right[kind] / self.seen[kind]
+
+    def learn_step(self, seconds: float) -> None:
+        """Take what a drafted token cost; an interrupted one is not believed."""
+        if math.isnan(self.step):
+            self.step = seconds
+        self.step += 0.1 * (min(seconds, 3 * self.step) - self.step)
+
+    def learn_outcome(self, kind: int, right: bool) -> None:
+        """Take whether a token that was decided on was right."""
+        self.right[kind] = self._MEMORY * self.right[kind] + right
+        self.seen[kind] = self._MEMORY * self.seen[kind] + 1
+        self.all_right = self._MEMORY * self.all_right + right
+        self.all_seen = self._MEMORY * self.all_seen + 1

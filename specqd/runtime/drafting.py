@@ -35,6 +35,10 @@ class DraftLength(Protocol):
         """Take the outcome of a round: the first `agreed` of `drafted` tokens were right."""
         ...
 
+    def share(self) -> DraftLength:
+        """Return the rule for another sequence, whose rounds may come in between: what one learns, the other knows."""
+        ...
+
 
 class FixedLength:
     """Always the same length."""
@@ -52,6 +56,10 @@ class FixedLength:
 
     def learn(self, drafted: int, agreed: int, draft_seconds: float, verify_seconds: float) -> None:
         """Learn nothing."""
+
+    def share(self) -> FixedLength:
+        """Return itself: a round leaves nothing behind until it is learned from."""
+        return self
 
 
 class ConfidentLength(FixedLength):

@@ -105,6 +105,10 @@ class Engine:
         """Names of the compiled entries."""
         return tuple(dict.fromkeys(entry for entry, _ in self._bound))
 
+    def caches(self, entry: str) -> frozenset[str]:
+        """Names of the caches that an entry uses."""
+        return frozenset(self.manifest.sizes("cache", entry))
+
     def step(self, entry: str, tokens: Sequence[int], start: int) -> np.ndarray:
         """Feed `tokens` as `feed` does; return the greedy next token after each (int32, a view)."""
         return self.feed(entry, tokens, start).next[: len(tokens)]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from specqd.errors import InputError
+from specqd.runtime.asking import LevelStats, Steps
 from specqd.runtime.engine import Engine
-from specqd.runtime.levels import LevelStats, Steps, Verifier, run
+from specqd.runtime.levels import Verifier
 
-__all__ = ["Decoding", "Stats", "decode", "demand_prompt"]
+__all__ = ["Decoding", "Stats", "demand_prompt"]
 
 
 @dataclass
@@ -19,7 +20,8 @@ class Stats:
 
     `rounds` are target passes after the prefill. `drafts` are the levels that draft for the target itself,
     `levels` all below it. `compiled_seconds` is the part of `decode_seconds` spent in compiled code. `finish` is
-    one of eos, length, context, and "" while running or when broken off.
+    one of eos, stop (a stop string was met), length, context, cancelled, and "" while running or when broken off by an
+    exception.
     """
 
     prompt_tokens: int = 0
@@ -80,16 +82,17 @@ class Decoding:
 
     def __init__(
         self,
+        engine: Engine,
         target: Verifier,
         prompt: Sequence[int],
         stats: Stats,
         max_new_tokens: int,
         busy: Callable[[], float] | None = None,
     ) -> None:
-        demand_prompt(target.engine, prompt, max_new_tokens)
-        self.stats, self._target, self._limit = stats, target, max_new_tokens
+        demand_prompt(engine, prompt, max_new_tokens)
+        self.stats, self._engine, self._target, self._limit = stats, engine, target, max_new_tokens
         self._text = list(prompt)
-        self._busy = busy or (lambda: target.engine.seconds)
+        self._busy = busy or (lambda: engine.seconds)
         stats.prompt_tokens = len(prompt)
         stats.drafts = tuple(source.level.stats for source in target.below)
         stats.levels = _all_levels(target)
@@ -107,23 +110,8 @@ class Decoding:
             stats.decode_seconds += time.perf_counter() - began
             stats.compiled_seconds += self._busy() - busy
         stats.new_tokens += len(new)
-        stats.finish = _finish(target.engine, stats, new[-1].token, self._limit, target.stop)
+        stats.finish = _finish(self._engine, stats, new[-1].token, self._limit, target.stop)
         return [one.token for one in new]
-
-
-def decode(
-    target: Verifier, prompt: Sequence[int], stats: Stats, *, max_new_tokens: int, sequence: int = 0
-) -> Iterator[list[int]]:
-    """Yield the continuation of `prompt` in lists of one or more tokens, each as soon as it is known.
-
-    It uses the caches of one sequence of the engine.
-
-    Raises:
-        InputError: the prompt is empty or does not fit the cache.
-    """
-    decoding = Decoding(target, prompt, stats, max_new_tokens)
-    while not stats.finish:
-        yield run(target.engine, decoding.advance(), sequence)
 
 
 def _all_levels(verifier: Verifier) -> tuple[LevelStats, ...]:

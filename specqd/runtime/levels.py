@@ -3,110 +3,24 @@
 A chain `target <- draft <- suffix` is a `Verifier` whose `below` is a `Verifier` whose `below` looks text up. Each
 verifier keeps what it would have chosen itself, so what it proposes is distributed as if it had decoded alone,
 however many levels helped it (ML-SpecQD, arXiv 2503.13565).
-
-Levels run nothing: they yield the passes that they need and are sent what came of them (`Steps`). So whoever drives
-them may put the passes of several sequences into one (specqd.runtime.batch).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
 
+from specqd.runtime.asking import Alone, Asked, Entries, Level, LevelStats, Pass, Place, Round, Steps
 from specqd.runtime.choosing import Choice, Chooser
 from specqd.runtime.drafting import DraftLength
-from specqd.runtime.engine import Engine
 from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.output import Output
 
-__all__ = ["Asked", "Level", "LevelStats", "Looked", "Pass", "Round", "Source", "Steps", "Verifier", "run"]
+__all__ = ["Looked", "Source", "Verifier"]
 
-T = TypeVar("T")
 _MEMORY = 0.97  # weight of a round in the pace of a level after each further round
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """Tokens that an entry is to be fed, at positions `start`, `start + 1`, ... of the sequence."""
-
-    entry: str
-    tokens: Sequence[int]
-    start: int
-
-
-Steps = Generator[Pass, Output, T]
-"""Work that asks for passes and ends in a T."""
-
-
-def run(engine: Engine, steps: Steps[T], sequence: int = 0) -> T:
-    """Do the work of one sequence, a pass at a time."""
-    try:
-        wanted = next(steps)
-        while True:
-            wanted = steps.send(engine.feed(wanted.entry, wanted.tokens, wanted.start, sequence))
-    except StopIteration as end:
-        return end.value
-
-
-@dataclass
-class LevelStats:
-    """What one level did; filled in while it runs.
-
-    `proposed` tokens reached the level above, which decided on `examined` of them and chose `accepted` too; what
-    follows a rejected token is dropped unseen. `passes` and `seconds` are its own (those of levels below aside).
-    """
-
-    name: str
-    proposed: int = 0
-    examined: int = 0
-    accepted: int = 0
-    passes: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a level wants of the one below it.
-
-    About `want` and at most `most` tokens; after each pass below, `goes_on(tokens so far, probability of the last
-    row's greedy choice, its entropy)` says whether to continue. `held`: positions of the text whose keys and values
-    the asking level has in its cache.
-    """
-
-    want: int
-    most: int
-    held: int
-    goes_on: Callable[[int, float, float], bool]
-
-
-@dataclass(frozen=True)
-class Round:
-    """One verification: what was proposed by which level to which, and how many of the tokens stood."""
-
-    level: str
-    below: str
-    drafts: tuple[int, ...]
-    new: tuple[int, ...]
-
-
-class Level(Protocol):
-    """Something that proposes how a text goes on."""
-
-    @property
-    def stats(self) -> LevelStats:
-        """Its figures."""
-        ...
-
-    def propose(self, text: list[int], asked: Asked) -> Steps[list[Choice]]:
-        """Propose tokens after `text`, which is left as it was; none if there is nothing to propose."""
-        ...
-
-    def keep(self, length: int) -> None:
-        """Forget what was seen of the text from index `length` on: it may go on otherwise."""
-        ...
 
 
 class Looked:
@@ -147,20 +61,21 @@ class Source:
 class Verifier:
     """A compiled entry of the engine, which checks in one pass of several rows what the level below proposes.
 
-    `engine` says what the entry takes, `clock` how many seconds were spent on the sequence. `below`: whom to ask, the
-    next only if the one before proposes nothing. `shares`: it reads and writes the cache of the level that asks it, so
-    it needs no prefill of its own. `fed`: positions of the text that its cache holds.
+    `engine` says what the entry takes, `place` what the sequence may use. `below`: whom to ask, the next only if the
+    one before proposes nothing. `shares`: it reads and writes the cache of the level that asks it, so it
+    needs no prefill of its own. `fed`: positions of the text that its cache holds; `began`: where it last proposed.
     """
 
-    engine: Engine
+    engine: Entries
     entry: str
     chooser: Chooser
     below: Sequence[Source] = ()
     shares: bool = False
     stop: Collection[int] = ()
     on_round: Callable[[Round], None] | None = None
-    clock: Callable[[], float] = time.perf_counter
+    place: Place = field(default_factory=Alone)
     fed: int = 0
+    began: int = field(default=0, init=False)
     stats: LevelStats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -196,7 +111,7 @@ class Verifier:
 
     def propose(self, text: list[int], asked: Asked) -> Steps[list[Choice]]:
         """Decode as this level would alone."""
-        begin, found = len(text), list[Choice]()
+        self.began, found = len(text), list[Choice]()
         if self.shares:
             self.fed = asked.held
         while self.engine.room(self.entry, len(text) - 1):
@@ -205,7 +120,7 @@ class Verifier:
                 break
             if not asked.goes_on(len(found), *self._doubt):
                 break
-        del text[begin:]
+        del text[self.began :]
         self.stats.proposed += len(found)
         return found
 
@@ -214,18 +129,17 @@ class Verifier:
 
         Ends with the first stop token. The cache must have a place for the last token of the text.
         """
-        rows = self.engine.room(self.entry, self.fed)
-        if len(text) - self.fed > rows:
+        if len(text) - self.fed > self._room():
             yield from self._fill(text, len(text) - 1)
-            rows = self.engine.room(self.entry, self.fed)
+        rows = self._room()
         pending = len(text) - self.fed
-        began = self.clock()
+        began = self.place.spent()
         asked, drafts = yield from self._drafts(text, min(room - 1, rows - pending))
-        drafted = self.clock()
+        drafted = self.place.spent()
         fed = [*text[self.fed :], *(draft.token for draft in drafts)]
         output = yield Pass(self.entry, fed, self.fed)
         new = self.chooser.verify(output, pending - 1, text, drafts)
-        verified = self.clock()
+        verified = self.place.spent()
         agreed = len(new) - 1
         self._doubt = output.confidence(pending - 1 + agreed)
         for source in asked:
@@ -242,6 +156,9 @@ class Verifier:
         if drafts:
             self._report(asked[0].level.stats, drafts, min(agreed, len(new)), new)
         return new
+
+    def _room(self) -> int:
+        return min(self.engine.room(self.entry, self.fed), self.place.share())
 
     def _drafts(self, text: list[int], most: int) -> Steps[tuple[Sequence[Source], list[Choice]]]:
         """Ask the levels below; return who answered and what, or all of them and nothing."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 from specqd.errors import InputError
-from specqd.runtime.batch import Batch, Request
-from specqd.runtime.choosing import Greedy
-from specqd.runtime.drafting import DraftLength
+from specqd.runtime.answer import Answer
+from specqd.runtime.asking import Round, run
+from specqd.runtime.batch import Batch
+from specqd.runtime.choosing import chooser
 from specqd.runtime.engine import Engine
-from specqd.runtime.generate import Decoding, Stats, decode, demand_prompt
-from specqd.runtime.levels import Round
-from specqd.runtime.plan import Link, Plan, Rules
+from specqd.runtime.generate import Stats, demand_prompt
+from specqd.runtime.logprobs import Scored, TokenScore
+from specqd.runtime.options import Options, stop_tokens
+from specqd.runtime.plan import Plan, Rules
+from specqd.runtime.request import Request
+from specqd.runtime.sampling import Sampling
+from specqd.runtime.stopping import StopStrings
 from specqd.runtime.text import Message, Text
 
 __all__ = ["Generation", "Model", "Prompt", "load"]
@@ -25,23 +31,29 @@ Prompt = str | Sequence[Message] | Sequence[int]
 
 @dataclass(frozen=True)
 class Generation:
-    """New tokens (a final end-of-sequence token included), their text, and how it went."""
+    """New tokens (a final end-of-sequence token included), their text, how it went, and their scores if asked for."""
 
     tokens: list[int]
     text: str
     stats: Stats
+    logprobs: list[TokenScore] | None = None
 
 
 @dataclass
 class Model:
-    """A loaded artifact. One sequence at a time: it holds one set of caches."""
+    """A loaded artifact, with caches for as many sequences as it was loaded for."""
 
     engine: Engine
     last: Stats = field(default_factory=Stats)  # of the latest generation, also of one that was broken off
 
     @cached_property
-    def _rules(self) -> dict[tuple[int, Link], DraftLength]:
+    def _rules(self) -> Rules:
         """Draft-length rules, which keep what they learn from one generation to the next."""
+        return {}
+
+    @cached_property
+    def _batch_rules(self) -> Rules:
+        """The same of sequences that are decoded together."""
         return {}
 
     @cached_property
@@ -95,46 +107,54 @@ class Model:
         prompt: Prompt,
         max_new_tokens: int = 256,
         *,
-        speculate: bool = True,
-        draft_length: int | None = None,
-        plan: str | None = None,
-        raw: bool = False,
-        ignore_eos: bool = False,
+        logprobs: int = 0,
         on_text: Callable[[str], None] | None = None,
-        on_round: Callable[[Round], None] | None = None,
+        **options: Unpack[Options],
     ) -> Generation:
-        """Continue a prompt greedily; `on_text` is called with each new piece of text.
+        """Continue a prompt; `on_text` is called with each new piece of text, `options` are those of `Options`.
 
-        The tokens are the same whatever `speculate`, `draft_length` and `plan` say. `plan` names the levels and
-        their draft lengths (see specqd.runtime.plan), instead of the artifact's own plan; `draft_length` lets the
-        first compiled level of that draft alone, so many tokens a round. `on_round` is told of each verification.
-        A prompt of token ids needs no tokenizer; its generation then has text only if there is one.
+        `logprobs`: how many of the most likely tokens to score in place of each new one; 0 scores none. A prompt of
+        token ids needs no tokenizer; its generation then has text only if there is one.
 
         Raises:
-            InputError: the prompt is empty, does not fit the cache, or is refused by the chat template; or the
-                plan cannot be followed.
+            InputError: the prompt is empty, does not fit the cache, or is refused by the chat template; the plan
+                cannot be followed; or an option is out of its range.
         """
-        tokens: list[int] = []
+        request = self.request(prompt, max_new_tokens, logprobs, **options)
         pieces: list[str] = []
-        encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(speculate, draft_length, plan)
-        for new, piece in self._with_text(
-            self._rounds(encoded, max_new_tokens, chosen, self._stop(ignore_eos), on_round)
-        ):
-            tokens += new
+        for piece in self._pieces(request):
             pieces.append(piece)
-            if on_text and piece:
+            if on_text:
                 on_text(piece)
-        return Generation(tokens, "".join(pieces), self.last)
+        return _generation(request, "".join(pieces))
+
+    def stream(
+        self, prompt: Prompt, max_new_tokens: int = 256, **options: Unpack[Options]
+    ) -> Generator[str, None, None]:
+        """Yield the text of `generate` in pieces as it becomes certain; `last` holds the figures.
+
+        Closing it ends the answer.
+        """
+        return self._pieces(self.request(prompt, max_new_tokens, **options))
+
+    def tokens(
+        self, prompt: Prompt, max_new_tokens: int = 256, **options: Unpack[Options]
+    ) -> Iterator[list[int]]:
+        """Yield the tokens of `generate` as each round makes them certain; `last` holds the figures.
+
+        Closing it ends the answer. `stop` and `cancel`, which act on the text, are not looked at.
+        """
+        request = self.request(prompt, max_new_tokens, **options)
+        self.last = request.answer.stats
+        return self._rounds(request)
 
     def generate_many(
         self,
         prompts: Sequence[Prompt],
         max_new_tokens: int = 256,
         *,
-        speculate: bool = True,
-        plan: str | None = None,
-        raw: bool = False,
-        ignore_eos: bool = False,
+        logprobs: int = 0,
+        **options: Unpack[Options],
     ) -> list[Generation]:
         """Continue several prompts, as many at a time as the model was loaded for (`sequences`).
 
@@ -143,119 +163,99 @@ class Model:
         Raises:
             InputError: as `generate`, before anything is decoded.
         """
-        chosen = self.plan_of(speculate, None, plan)
-        encoded = [self.encode(prompt, raw=raw) for prompt in prompts]
-        for tokens in encoded:
-            demand_prompt(self.engine, tokens, max_new_tokens)
-        batch, made = Batch(self.engine), {}
-        for tokens in encoded:
-            request = self._request(tokens, max_new_tokens, chosen, ignore_eos)
-            made[request] = Generation([], "", request.stats)
+        requests = [self.request(prompt, max_new_tokens, logprobs, **options) for prompt in prompts]
+        for request in requests:
+            demand_prompt(self.engine, request.prompt, max_new_tokens)
+        batch, texts = Batch(self.engine, self._batch_rules), dict.fromkeys(requests, "")
+        for request in requests:
             batch.add(request)
         while len(batch):
             for request, new in batch.step():
-                made[request].tokens.extend(new)
-        for request in made:
+                texts[request] += request.answer.add(new)
+                if request.answer.over:
+                    batch.cancel(request)
+        for request in requests:
             if request.error:
                 raise request.error
-        decode = self.text.decode if self._has_text else lambda tokens: ""
-        return [replace(one, text=decode(one.tokens)) for one in made.values()]
+        return [_generation(request, text + request.answer.finish()) for request, text in texts.items()]
 
-    def _request(self, prompt: list[int], limit: int, plan: Plan, ignore_eos: bool) -> Request:
-        stop = self._stop(ignore_eos)
-        stats = Stats()
-
-        def start(rules: Rules, clock: Callable[[], float]) -> Decoding:
-            target = plan.build(self.engine, Greedy(), stop, rules=rules, clock=clock)
-            return Decoding(target, prompt, stats, limit, clock)
-
-        return Request(min(len(prompt) + limit, self.engine.capacity), start, stats)
-
-    def stream(
+    def request(
         self,
         prompt: Prompt,
         max_new_tokens: int = 256,
+        logprobs: int = 0,
         *,
         speculate: bool = True,
         draft_length: int | None = None,
         plan: str | None = None,
         raw: bool = False,
-        ignore_eos: bool = False,
-        on_round: Callable[[Round], None] | None = None,
-    ) -> Iterator[str]:
-        """Yield the text of `generate` in pieces as it becomes certain; `last` holds the figures."""
-        encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(speculate, draft_length, plan)
-        rounds = self._rounds(encoded, max_new_tokens, chosen, self._stop(ignore_eos), on_round)
-        return (piece for _, piece in self._with_text(rounds) if piece)
-
-    def tokens(
-        self,
-        prompt: Prompt,
-        max_new_tokens: int = 256,
-        *,
-        plan: str | None = None,
-        raw: bool = False,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
         eos_token_ids: Collection[int] | None = None,
-    ) -> Iterator[list[int]]:
-        """Yield the tokens of `generate` as each round makes them certain; closing it ends the answer.
+        ignore_eos: bool = False,
+        cancel: Callable[[], bool] | None = None,
+        on_round: Callable[[Round], None] | None = None,
+    ) -> Request:
+        """Make a prompt ready to be answered, by `Batch.add` for example; the arguments are those of `generate`."""
+        manifest = self.engine.manifest
+        ends = stop_tokens(manifest.eos_token_ids, eos_token_ids, ignore_eos, manifest.vocab_size)
+        strings = StopStrings(stop)
+        if strings and not self._has_text:
+            raise InputError(
+                "the artifact has no tokenizer, so its text cannot be stopped at: give eos_token_ids instead"
+            )
+        choosing = chooser(sampling)
+        scored = Scored(choosing, logprobs) if logprobs else None
+        detokenizer = self.text.detokenizer() if self._has_text else None
+        return Request(
+            self.encode(prompt, raw=raw),
+            max_new_tokens,
+            self.plan_of(speculate, draft_length, plan),
+            choosing,
+            Answer(Stats(), detokenizer, strings, scored, cancel),
+            ends,
+            on_round,
+        )
 
-        The answer ends with a token of `eos_token_ids`, by default those of the artifact.
-        """
-        encoded, chosen = self.encode(prompt, raw=raw), self.plan_of(True, None, plan)
-        stop = self._stop() if eos_token_ids is None else frozenset(eos_token_ids)
-        return self._rounds(encoded, max_new_tokens, chosen, stop, None)
+    def _pieces(self, request: Request) -> Generator[str, None, None]:
+        self.last = request.answer.stats
+        return request.answer.pieces(self._rounds(request))
 
-    def _stop(self, ignore_eos: bool = False) -> frozenset[int]:
-        return frozenset() if ignore_eos else frozenset(self.engine.manifest.eos_token_ids)
-
-    def _rounds(
-        self,
-        prompt: list[int],
-        limit: int,
-        plan: Plan,
-        stop: Collection[int],
-        on_round: Callable[[Round], None] | None,
-    ) -> Iterator[list[int]]:
-        self.last = Stats()
-        target = plan.build(self.engine, Greedy(), stop, on_round, self._rules)
-        return self._on_a_sequence(partial(decode, target, prompt, self.last, max_new_tokens=limit))
-
-    def _on_a_sequence(self, begin: Callable[..., Iterator[list[int]]]) -> Iterator[list[int]]:
+    def _rounds(self, request: Request) -> Iterator[list[int]]:
         """Decode on a free sequence of the engine, or on that of the oldest answer left unfinished."""
-        tables, answer = self.engine.tables, object()
+        tables = self.engine.tables
         if (sequence := tables.take()) is None and self._answers:
             tables.release(self._answers.pop(next(iter(self._answers))))
             sequence = tables.take()
         if sequence is None:
             raise InputError("a batch has taken all sequences: load the artifact with more `sequences`")
-        self._answers[answer] = sequence
+        self._answers[request] = sequence
         try:
-            for new in begin(sequence=sequence):
-                yield new
-                if answer not in self._answers:
+            decoding = request.begin(self.engine, self._rules)
+            while not decoding.stats.finish:
+                yield run(self.engine, decoding.advance(), sequence)
+                if request not in self._answers:
                     raise InputError(
                         "another answer was begun in this one's place: load the artifact with more `sequences`, "
                         "or finish one before the next"
                     )
         finally:
-            if self._answers.pop(answer, None) is not None:
+            if self._answers.pop(request, None) is not None:
                 tables.release(sequence)
 
     @cached_property
-    def _answers(self) -> dict[object, int]:
+    def _answers(self) -> dict[Request, int]:
         """The sequences on which answers are decoded, the oldest first."""
         return {}
-
-    def _with_text(self, rounds: Iterator[list[int]]) -> Iterator[tuple[list[int], str]]:
-        detokenizer = self.text.detokenizer() if self._has_text else None
-        for new in rounds:
-            yield new, detokenizer.add(new) if detokenizer else ""
-        if detokenizer:
-            yield [], detokenizer.finish()
 
     @property
     def _has_text(self) -> bool:
         return (self.engine.artifact.directory / "tokenizer.json").is_file()
+
+
+def _generation(request: Request, text: str) -> Generation:
+    answer = request.answer
+    return Generation(answer.tokens, text, answer.stats, answer.scores if answer.scored else None)
 
 
 def load(

@@ -11,15 +11,14 @@ looks the text up for where its last N tokens or more occurred before. `@rule` s
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from specqd.errors import InputError
+from specqd.runtime.asking import Alone, Entries, Level, Place, Round
 from specqd.runtime.choosing import Chooser
 from specqd.runtime.drafting import DraftLength, length_rule
-from specqd.runtime.engine import Engine
-from specqd.runtime.levels import Level, Looked, Round, Source, Verifier
+from specqd.runtime.levels import Looked, Source, Verifier
 from specqd.runtime.lookup import SuffixLookup
 
 __all__ = ["SEARCH", "Link", "Plan", "Rules"]
@@ -105,21 +104,22 @@ class Plan:
 
     def build(
         self,
-        engine: Engine,
+        engine: Entries,
         chooser: Chooser,
         stop: Collection[int] = (),
         on_round: Callable[[Round], None] | None = None,
         rules: Rules | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        place: Place | None = None,
     ) -> Verifier:
         """Make the chain for one sequence; `rules` keeps what the draft-length rules learn, for the next one.
 
-        `clock` tells the seconds that were spent on the sequence.
+        `place` says what the sequence may use, if it is not alone.
 
         Raises:
             InputError: the artifact lacks an entry of the plan, or a rule is unknown.
         """
         self.demand(engine.entries)
+        place = place or Alone()
         shares = self._shares(engine)
         rules = {} if rules is None else rules
         below: list[Source] = []
@@ -131,32 +131,30 @@ class Plan:
                 else:
                     mine = below if link == _last_compiled(level) else []
                     made_level = Verifier(
-                        engine, link.name, chooser, mine, shares[link], stop, on_round, clock
+                        engine, link.name, chooser, mine, shares[link], stop, on_round, place
                     )
-                made.append(Source(made_level, rules.setdefault((depth, link), length_rule(link.rule))))
+                made.append(
+                    Source(made_level, rules.setdefault((depth, link), length_rule(link.rule)).share())
+                )
             below = made
-        return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round, clock=clock)
+        return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round, place=place)
 
-    def _shares(self, engine: Engine) -> dict[Link, bool]:
+    def _shares(self, engine: Entries) -> dict[Link, bool]:
         """Say which compiled level works on the cache of the one that asks it."""
-
-        def caches(name: str) -> frozenset[str]:
-            return frozenset(engine.manifest.sizes("cache", name))
-
-        asking = taken = caches(self.target)
+        asking = taken = engine.caches(self.target)
         shares: dict[Link, bool] = {}
         for level in self.levels:
             compiled = [link for link in level if not link.searches]
             for link in compiled:
-                shares[link] = caches(link.name) <= asking
-                if not shares[link] and caches(link.name) & taken:
+                shares[link] = engine.caches(link.name) <= asking
+                if not shares[link] and engine.caches(link.name) & taken:
                     raise InputError(
                         f"in the plan, {link.name} would overwrite a cache that another level relies on: let it draft "
                         "directly for the level whose cache it shares"
                     )
-                taken |= caches(link.name)
+                taken |= engine.caches(link.name)
             if compiled:
-                asking = caches(compiled[-1].name)
+                asking = engine.caches(compiled[-1].name)
         return shares
 
 

@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Sampling:
         min_p: keep tokens with at least this share of the most likely one's probability.
         repetition_penalty: logits of tokens of the text are divided by it, negative ones multiplied.
         seed: makes a request repeatable; None: every request differs.
+        coupling: how drafts are checked. `noise` gives the same text for a seed whatever is drafted; `rejection` keeps
+            more drafts, and its text has the same distribution (see specqd.runtime.choosing).
 
     Raises:
         InputError: a value is out of its range.
@@ -41,6 +44,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    coupling: Literal["noise", "rejection"] = "noise"
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -62,11 +66,18 @@ class Sampling:
                 or not fits(value)
             ):
                 raise InputError(f"cannot sample with {name} = {value!r}: give {asked}")
+        if self.coupling not in ("noise", "rejection"):
+            raise InputError(f"cannot sample with coupling = {self.coupling!r}: give noise or rejection")
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is chosen."""
         return self.temperature == 0
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the text so far changes what comes next, beyond the logits."""
+        return self.repetition_penalty != 1
 
     def distribution(self, logits: np.ndarray, history: Sequence[int] = ()) -> np.ndarray:
         """Return the probabilities, float64 `[vocab]`, of the token after the text `history`.
@@ -110,7 +121,7 @@ class Sampling:
         return min(max(self.temperature, _TINY), _HUGE)
 
     def _penalised(self, logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
-        if self.repetition_penalty == 1 or not len(history):
+        if not self.looks_back or not len(history):
             return logits
         scores, seen = logits.copy(), np.asarray(history)
         own = logits[seen]

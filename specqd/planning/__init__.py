@@ -1,0 +1,1 @@
+"""Finds how an artifact speculates best on this machine: records, measures, predicts, then tries the best."""
