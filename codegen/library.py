@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from specqd.codegen.checked_file import read_checked, write_checked
 from specqd.codegen.isa import ISA
 from specqd.codegen.pack import Packed, pack
 from specqd.errors import CodegenError
@@ -109,8 +109,8 @@ def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[
     text = module.script() + str(isa.target()) + tvm.__version__
     key = hashlib.sha256(text.encode()).hexdigest()
     stored = cache / f"{key}.so" if cache else None
-    if stored is not None and stored.is_file():
-        return stored.read_bytes(), triple
+    if stored is not None and (known := read_checked(stored)) is not None:
+        return known, triple
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lib.so"
         try:
@@ -121,10 +121,7 @@ def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[
             ) from error
         library = path.read_bytes()
     if stored is not None:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        partial = stored.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(library)
-        partial.replace(stored)
+        write_checked(stored, library)
     return library, triple
 
 

@@ -1,19 +1,22 @@
-"""Ways in: each turns a model from elsewhere into a Program."""
+"""Ways in: each turns a model from elsewhere into a Program; and back: artifacts in transformers' `generate`."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .assisting import Assistant
+    from .generating import specqd_generate
     from .huggingface import capture
 
-__all__ = ["capture"]
+__all__ = ["Assistant", "capture", "specqd_generate"]
+
+_HOMES = {"Assistant": "assisting", "capture": "huggingface", "specqd_generate": "generating"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a way in when it is first asked for, so that `import specqd.frontends` stays light."""
-    if name == "capture":
-        from .huggingface import capture
-
-        return capture
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name when it is first asked for, so that `import specqd.frontends` stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

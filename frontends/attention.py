@@ -35,9 +35,13 @@ _IGNORED = frozenset(
 
 @dataclass(frozen=True)
 class CausalMask:
-    """A causal mask without a tensor: a query sees itself and the `window - 1` positions before (0: all)."""
+    """A causal mask without a tensor: a query sees itself and the `window - 1` positions before (0: all).
+
+    `fault`: why no layer can be given it.
+    """
 
     window: int
+    fault: str | None = None
 
 
 def register() -> None:
@@ -52,12 +56,17 @@ def _mask(*, mask_function: Callable[..., Tensor], local_size: int | None = None
     # Export runs under thread-local tracing modes that would record the probe; a thread of its own has none.
     with ThreadPoolExecutor(1) as thread:
         fault = thread.submit(_differs, mask_function, local_size or 0).result()
-    if fault:
-        raise CaptureError(
-            f"the model asks for an attention mask that is not causal with a fixed window ({fault}); specqd "
-            "compiles causal decoders only"
-        )
-    return CausalMask(local_size or 0)
+    # A window of 0 sees nothing: what Qwen2-MoE makes for layers that it has not, if it is to have no windows.
+    if fault and local_size != 0:
+        raise CaptureError(_refusal("the model", fault))
+    return CausalMask(local_size or 0, fault)
+
+
+def _refusal(who: str, fault: str) -> str:
+    return (
+        f"{who} asks for an attention mask that is not causal with a fixed window ({fault}); specqd compiles causal "
+        "decoders only"
+    )
 
 
 def _differs(mask_function: Callable[..., Tensor], window: int) -> str | None:
@@ -105,6 +114,8 @@ def _attention(
 
 
 def _causal(module: torch.nn.Module, mask: Any, is_causal: bool | None, where: str) -> CausalMask:
+    if isinstance(mask, CausalMask) and mask.fault:
+        raise CaptureError(_refusal(where, mask.fault))
     if is_causal is False or (is_causal is None and getattr(module, "is_causal", True) is False):
         raise CaptureError(f"{where} is not causal; specqd compiles causal decoders only")
     if not isinstance(mask, CausalMask):

@@ -15,6 +15,11 @@ __all__ = ["check_folder", "check_tokenizer", "find", "tokenizer_files"]
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _INDEX = "model.safetensors.index.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+    *("n_embd", "n_layer", "n_head", "n_positions", "n_inner"),
+)
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -62,6 +67,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """Return config.json of a folder whose family and weights can be used; raises CaptureError otherwise."""
     config = _read_json(folder / "config.json", "a Hugging Face model folder needs one")
     _check_family(config, folder)
+    _check_sizes(config, folder)
     held = _held(_weight_files(folder))
     for tensor, shard in _promised(folder).items():
         if tensor not in held.get(shard, ()):
@@ -106,6 +112,18 @@ def _check_family(config: dict[str, Any], folder: Path) -> None:
         raise CaptureError(
             f"{folder} holds weights already quantised ({method}); give the original BF16 checkpoint, "
             "which specqd quantises itself"
+        )
+
+
+def _check_sizes(config: dict[str, Any], folder: Path) -> None:
+    for name in _SIZES:
+        value = config.get(name)
+        # A few families give a list, a size a layer.
+        if value is None or isinstance(value, list) or (type(value) is int and value > 0):
+            continue
+        raise CaptureError(
+            f"{folder / 'config.json'} says {name}: {json.dumps(value)}, which must be a whole number above 0; "
+            "fetch it again"
         )
 
 

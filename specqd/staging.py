@@ -1,4 +1,4 @@
-"""A directory that appears under its final name whole, or not at all."""
+"""Directories and files that appear under their final name whole, or not at all."""
 
 from __future__ import annotations
 
@@ -15,12 +15,27 @@ from pathlib import Path
 
 from specqd.errors import InputError
 
-__all__ = ["clean_abandoned", "demand_free", "staged_directory"]
+__all__ = ["clean_abandoned", "demand_free", "staged_directory", "write_whole"]
 
 _MARK = ".specqd-part-"
 _LONGEST = 255 - len(f".{_MARK}01234567-old")  # bytes of a name that leave room for those of its parts
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, in place of what was there; its folder is made if it is missing.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk; what was there is still there, and nothing else is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

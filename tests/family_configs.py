@@ -116,6 +116,14 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "opt": _of("OPT", ffn_dim=56, word_embed_proj_dim=24, intermediate_size=None, num_key_value_heads=None),
     "starcoder2": _of("Starcoder2", sliding_window=WINDOW),
     "mixtral": _of("Mixtral", **_MIXTURE, sliding_window=WINDOW),
+    "qwen2_moe": _of(
+        "Qwen2Moe",
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=20,
+        mlp_only_layers=[1],
+    ),
     "qwen3_moe": _of(
         "Qwen3Moe",
         **_WIDE_HEADS,
@@ -174,7 +182,7 @@ LAYER_WINDOWS: dict[str, list[int]] = {
 }
 """The window of each layer of the families that have one; 0 sees everything."""
 
-MIXTURES = frozenset({"mixtral", "qwen3_moe", "olmoe", "gpt_oss"})
+MIXTURES = frozenset({"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"})
 """The families whose blocks are mixtures of experts."""
 
 

@@ -136,7 +136,7 @@ def test_a_small_cache_ends_the_text_there(artifact: Path):
 
 def test_two_streams_at_once_need_two_sequences(artifact: Path):
     both = load(artifact, sequences=2)
-    one, two = (both._rounds(both.request([i], 20, ignore_eos=True)) for i in (1, 2))
+    one, two = (both.tokens([i], 20, eos_token_ids=()) for i in (1, 2))
     made: tuple[list[int], list[int]] = ([], [])
     for parts in zip(one, two, strict=False):
         for tokens, new in zip(made, parts, strict=True):
@@ -148,7 +148,7 @@ def test_two_streams_at_once_need_two_sequences(artifact: Path):
 
 def test_a_stream_that_was_left_makes_way_for_the_next(artifact: Path):
     model = load(artifact)
-    left = model._rounds(model.request([1], 20, ignore_eos=True))
+    left = model.tokens([1], 20, eos_token_ids=())
     next(left)
     assert model.generate([2], 20, ignore_eos=True).tokens == alone([2], 20, False)
     with pytest.raises(InputError, match="another answer was begun in this one's place"):

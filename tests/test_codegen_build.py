@@ -21,6 +21,7 @@ from tvm.script.ir_builder import IRBuilder
 
 from specqd.build import default_pipeline
 from specqd.codegen import build, library
+from specqd.codegen.checked_file import read_checked
 from specqd.codegen.isa import TABLE
 from specqd.codegen.tir import I, parallel, tirx
 from specqd.errors import CodegenError
@@ -107,7 +108,7 @@ def test_the_library_runs_and_is_cached_by_content(
         "lowering draft for 1 rows",
     ]
     stored = list((tmp_path / "lib").iterdir())
-    assert [file.suffix for file in stored] == [".so"] and stored[0].read_bytes() == first.library
+    assert [file.suffix for file in stored] == [".so"] and read_checked(stored[0]) == first.library
 
     module = tvm_ffi.load_module(str(stored[0]))
     module["stream_read"]
@@ -129,6 +130,10 @@ def test_the_library_runs_and_is_cached_by_content(
     with pytest.raises(CodegenError, match="TVM could not compile"):
         build(program, NATIVE)
     assert list((tmp_path / "lib").iterdir()) == stored
+
+    stored[0].write_bytes(first.library)
+    with pytest.raises(CodegenError, match="TVM could not compile"):
+        build(program, NATIVE, cache=tmp_path / "lib")
 
 
 def call(symbol: Any, function: Function, weights: Any, tokens: list[int]) -> np.ndarray:

@@ -177,6 +177,7 @@ def test_three_rows_of_the_draft_have_the_bits_of_one(family: Family) -> None:
     ("name", "operator", "place"),
     [
         ("mixtral", "aten.softmax", "layers.0.mlp"),
+        ("qwen2_moe", "aten.softmax", "layers.0.mlp"),
         ("qwen3_moe", "aten.softmax", "layers.0.mlp"),
         ("olmoe", "aten.softmax", "layers.0.mlp"),
         ("gpt_oss", "aten.topk", "layers.0.mlp"),
@@ -192,4 +193,4 @@ def test_mixtures_are_refused_by_operator_and_place(name: str, operator: str, pl
 
 
 def test_every_mixture_is_tried() -> None:
-    assert {"mixtral", "qwen3_moe", "olmoe", "gpt_oss"} == MIXTURES
+    assert {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"} == MIXTURES

@@ -53,6 +53,13 @@ def change_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.parametrize("name", ["max_position_embeddings", "num_attention_heads", "head_dim", "vocab_size"])
+@pytest.mark.parametrize("value", [0, -4, 2.5, "4", True])
+def test_impossible_sizes(folder: Path, name: str, value: Any) -> None:
+    change_config(folder, **{name: value})
+    assert f"says {name}: {json.dumps(value)}, which must be a whole number above 0" in refusal(folder)
+
+
 def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -97,7 +104,7 @@ def test_a_config_that_is_none(folder: Path, text: str, why: str) -> None:
 
 
 def test_a_config_transformers_rejects(folder: Path) -> None:
-    change_config(folder, hidden_size=-3)
+    change_config(folder, hidden_size=47)
     assert "transformers cannot load" in refusal(folder)
 
 
@@ -194,6 +201,8 @@ def test_families_that_compute_attention_themselves(
 
 @pytest.mark.parametrize(("config", "why"), [
     (transformers.BertConfig(**SMALL), "not causal with a fixed window (position 0 sees position 1)"),
+    (transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=0),
+     "MistralAttention of layer 0 asks for an attention mask that is not causal with a fixed window"),
     (transformers.MambaConfig(vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2), "no position_ids"),
     (transformers.Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv", "full_attention"]),
      "mixes tokens outside of attention"),

@@ -127,6 +127,13 @@ def test_messages_hold_plain_data_only():
         render(CHATML, [{"role": "user", "content": Path("x")}], {})
 
 
+def test_half_characters_are_refused(text: Text):
+    with pytest.raises(InputError, match=r"the prompt has '\\udcff' at position 1, which is no character"):
+        text.encode("a\udcff")
+    with pytest.raises(InputError, match=r"'\\ud83d' at position \d+"):
+        text.encode_chat([{"role": "user", "content": "\ud83d"}])
+
+
 def test_missing_broken_and_foreign_tokenizers(tmp_path: Path):
     with pytest.raises(ArtifactError, match=r"has no tokenizer\.json"):
         Text(tmp_path, VOCAB)

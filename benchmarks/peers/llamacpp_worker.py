@@ -1,6 +1,7 @@
 """llama.cpp through the plain C functions of llama-cpp-python: no sampler, no text, only decode and argmax.
 
-Run by the peers' Python: `llamacpp_worker.py THREADS NAME=FILE.gguf ...`.
+Run by the peers' Python: `llamacpp_worker.py THREADS NAME=FILE.gguf ...`. Asked for `TARGET+DRAFTER` (see
+llamacpp_speculation.drafter), it decodes with drafts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import llama_cpp.llama_cpp as llama
 import numpy as np
+from llamacpp_speculation import drafter, speculate
 from protocol import serve
 
 _CONTEXT = 1024  # positions
@@ -36,6 +38,8 @@ class Loaded:
         self._context = llama.llama_init_from_model(self._model, options)
         if not self._context:
             raise RuntimeError(f"llama.cpp cannot load {path}")
+        self._batch = llama.llama_batch_init(_BATCH, 0, 1)
+        self.last = -1  # the token after the latest prompt
         self._vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
 
     @property
@@ -61,7 +65,31 @@ class Loaded:
 
     def prefill(self, prompt: list[int]) -> dict[str, Any]:
         """Time a prompt alone."""
-        return {"seconds": self._prefill(prompt)[0]}
+        seconds, self.last = self._prefill(prompt)
+        return {"seconds": seconds}
+
+    def rows(self, tokens: Sequence[int], start: int) -> list[int]:
+        """Feed tokens from position `start` in one batch; return the greedy choice after each."""
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, start + i, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        if llama.llama_decode(self._context, batch):
+            raise RuntimeError("llama_decode failed")
+        return [int(self._logits(i).argmax()) for i in range(len(tokens))]
+
+    def cut(self, length: int) -> None:
+        """Forget what stands in the cache from position `length` on."""
+        llama.llama_memory_seq_rm(llama.llama_get_memory(self._context), 0, length, -1)
+
+    def sure(self, tokens: Sequence[int], measured: bool) -> tuple[int, float]:
+        """Feed tokens; return the greedy choice after them and its probability (1 unless `measured`)."""
+        token = self._feed(tokens)
+        if not measured:
+            return token, 1.0
+        logits = self._logits(-1)
+        return token, float(1 / np.exp(logits - logits[token]).sum())
 
     def _prefill(self, prompt: list[int]) -> tuple[float, int]:
         llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
@@ -75,8 +103,11 @@ class Loaded:
         array = (llama.llama_token * len(tokens))(*tokens)
         if llama.llama_decode(self._context, llama.llama_batch_get_one(array, len(tokens))):
             raise RuntimeError("llama_decode failed")
-        logits = llama.llama_get_logits_ith(self._context, -1)
-        return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
+        return int(self._logits(-1).argmax())
+
+    def _logits(self, row: int) -> np.ndarray:
+        logits = llama.llama_get_logits_ith(self._context, row)
+        return np.ctypeslib.as_array(logits, (self._vocabulary,))
 
 
 def _start() -> dict[str, Any]:
@@ -91,9 +122,16 @@ def _start() -> dict[str, Any]:
         "weight_bytes": {name: model.weight_bytes for name, model in models.items()},
         "cache_bytes": {name: model.cache_bytes for name, model in models.items()},
     }
+
+    def decode(model: str, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        target, _, draft = model.partition("+")
+        if not draft:
+            return models[target].decode(prompt, new_tokens)
+        return speculate(models[target], drafter(draft, models), prompt, new_tokens)
+
     return {
         "facts": lambda: facts,
-        "decode": lambda model, prompt, new_tokens: models[model].decode(prompt, new_tokens),
+        "decode": decode,
         "prefill": lambda model, prompt: models[model].prefill(prompt),
     }
 

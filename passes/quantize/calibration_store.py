@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from specqd.program import Program
+from specqd.staging import write_whole
 from specqd.verified import cache_directory
 
 __all__ = ["Store", "fingerprint"]
@@ -54,16 +53,10 @@ class Store:
         """Keep tensors under a name; does nothing where the folder cannot be written."""
         from safetensors.torch import save
 
-        part = self.folder / f".{secrets.token_hex(8)}"
         with contextlib.suppress(OSError):
             if not self.folder.is_dir():
                 self._forget_old()
-                self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_bytes(save(dict(tensors)))
-                os.replace(part, self._file(name))
-            finally:
-                part.unlink(missing_ok=True)
+            write_whole(self._file(name), save(dict(tensors)))
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

@@ -137,6 +137,17 @@ class Model:
         """
         return self._pieces(self.request(prompt, max_new_tokens, **options))
 
+    def tokens(
+        self, prompt: Prompt, max_new_tokens: int = 256, **options: Unpack[Options]
+    ) -> Iterator[list[int]]:
+        """Yield the tokens of `generate` as each round makes them certain; `last` holds the figures.
+
+        Closing it ends the answer. `stop` and `cancel`, which act on the text, are not looked at.
+        """
+        request = self.request(prompt, max_new_tokens, **options)
+        self.last = request.answer.stats
+        return self._rounds(request)
+
     def generate_many(
         self,
         prompts: Sequence[Prompt],

@@ -58,7 +58,7 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """Tokenise text, with the tokens that the tokenizer itself puts around it (such as BOS)."""
-        return self._known(self._tokenizer.encode(text).ids)
+        return self._known(self._tokenizer.encode(_written(text)).ids)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Tokenise a chat up to where the model's answer begins.
@@ -66,7 +66,8 @@ class Text:
         Raises:
             InputError: there is no chat template, or it does not take these messages.
         """
-        return self._known(self._tokenizer.encode(self.render(messages), add_special_tokens=False).ids)
+        text = _written(self.render(messages))
+        return self._known(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def render(self, messages: Sequence[Message]) -> str:
         """Write a chat out with the model's template, as transformers does."""
@@ -135,6 +136,19 @@ class Detokenizer:
     def _piece(self) -> str:
         before = self._text.decode(self._tokens[self._context : self._shown])
         return self._text.decode(self._tokens[self._context :])[len(before) :]
+
+
+def _written(text: str) -> str:
+    """Return the text; raises InputError if it has half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(
+            f"the prompt has {half!a} at position {error.start}, which is no character: it was decoded from bytes "
+            "that are not UTF-8; decode them with errors='replace'"
+        ) from error
+    return text
 
 
 def _read_json(path: Path) -> dict[str, Any]:
