@@ -20,7 +20,7 @@ from specqd.manifest import Arg, Compiled, Function
 from specqd.program import Program
 from specqd.reference import propagate
 
-__all__ = ["Weights", "build"]
+__all__ = ["Weights", "build", "machine_code"]
 
 #: rows of a pass: single steps and verification, then pieces of a prompt
 VERIFY_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
@@ -104,7 +104,6 @@ def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[
     from specqd.codegen.kernels.stream import stream_read
 
     module = tvm.IRModule({**primitives, "stream_read": stream_read(isa)})
-    target = tvm.target.Target(isa.target())
     triple = f"{platform.machine()}-unknown-{platform.system().lower()}-gnu"
     text = module.script() + str(isa.target()) + tvm.__version__
     key = hashlib.sha256(text.encode()).hexdigest()
@@ -114,7 +113,7 @@ def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lib.so"
         try:
-            tvm.compile(module, target=target).export_library(str(path))
+            machine_code(module, isa).export_library(str(path))
         except Exception as error:
             raise CodegenError(
                 f"TVM could not compile the program for {isa.name}: {_first_line(error)}"
@@ -123,6 +122,15 @@ def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[
     if stored is not None:
         write_checked(stored, library)
     return library, triple
+
+
+def machine_code(module: Any, isa: ISA) -> Any:
+    """Compile TIR functions for an instruction set with TVM."""
+    import tvm
+
+    # This pass takes half of TVM's time to find that local buffers are no larger than what is used of them.
+    with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):
+        return tvm.compile(module, target=tvm.target.Target(isa.target()))
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from specqd.build import default_pipeline
 from specqd.codegen.isa import ISA, TABLE, named
+from specqd.codegen.library import machine_code
 from specqd.codegen.lower.function import lower
 from specqd.codegen.lower.last_row import last_row
 from specqd.codegen.lower.step import Parameter
@@ -97,7 +98,7 @@ def assembly(functions: dict[str, Any], isa: ISA) -> str:
 
 
 def _compile(functions: dict[str, Any], isa: ISA) -> Any:
-    return tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(isa.target()))
+    return machine_code(tvm.IRModule(functions), isa)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ MODELS = {
     "architecture of no text": (settings(model_type=["x"]), ["names no model_type"]),
     "quantised": (settings(quantization_config="x"), ["already quantised (x)"]),
     "activation": (settings(hidden_act="foo"), ["does not know 'foo', which config.json asks for"]),
-    "vocabulary": (settings(vocab_size="x"), ["'vocab_size': TypeError"]),
+    "vocabulary": (settings(vocab_size="x"), ['says vocab_size: "x", which must be a whole number above 0']),
     "tokenizer larger": (larger_tokenizer, ["its token 'w50' has id 50, but the model embeds 50 tokens"]),
     "tokenizer cut": (cut("tokenizer.json", 99), ["is no tokenizer that can be read", "fetch it again"]),
     "its settings cut": (cut("tokenizer_config.json", 9), ["tokenizer_config.json is not valid JSON"]),

@@ -252,7 +252,7 @@ def test_bench_gives_every_figure(capsys, toy: Path):
 
 
 def test_bench_gives_the_levels_of_the_plan_and_what_was_planned(capsys, tmp_path: Path):
-    compiled = compile_toy(tmp_path, capacity=CAPACITY)
+    compiled = compile_toy(tmp_path)
     plan = "target <- suffix:2@fixed:3 | other@fixed:2 <- suffix:1@fixed:1"
     changes = {"plan": plan, "planned_speedup": 1.25, "chain": ("target", "draft", "other")}
     save_toy(tmp_path / "a", compiled, write_tokenizer(tmp_path, TEMPLATE), capacity=CAPACITY, **changes)
@@ -270,7 +270,7 @@ def test_bench_gives_the_levels_of_the_plan_and_what_was_planned(capsys, tmp_pat
 
 
 def test_bench_of_a_target_alone(tmp_path: Path):
-    compiled = compile_toy(tmp_path, capacity=CAPACITY)
+    compiled = compile_toy(tmp_path)
     files = write_tokenizer(tmp_path, TEMPLATE)
     save_toy(tmp_path / "a", compiled, files, capacity=CAPACITY, chain=("target",), plan="target")
     figures = bench.run(tmp_path / "a", prompts=1, new_tokens=8, quick=True)

@@ -117,7 +117,8 @@ def test_rows_of_several_sequences(
         (made.tokens[p], p, sequence)
         for sequence, (start, count) in enumerate(pieces)
         for p in range(start, min(start + count, LENGTH))
-    ][:16]
+    ]
+    in_order = in_order[: max(size for size in (3, 4, 8, 16) if size <= len(in_order))]  # few to compile
     rows = data.draw(st.one_of(st.just(in_order), st.permutations(in_order)))
     for name, cache in made.compiled.caches.items():
         cache[...] = made.caches[name]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import specqd
 from specqd.build import default_pipeline
+from specqd.codegen import library
 from specqd.errors import InputError
 from specqd.frontends import capture
 from specqd.passes import Pipeline
@@ -98,11 +99,13 @@ def test_what_cannot_be_joined_is_refused():
 
 
 @pytest.mark.slow
-def test_chains_over_a_joined_draft_give_the_targets_tokens(tmp_path: Path):
+def test_chains_over_a_joined_draft_give_the_targets_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A context that ends before the target's, a vocabulary with padding, and a level below it."""
     files = tokenizer(tmp_path / "t")
     joined = join(small(2, files=files), small(1, vocab=64, positions=48, files=files), "sibling")
     joined.model = replace(joined.model, tokenizer_files=())
+    monkeypatch.setattr(library, "VERIFY_ROWS", (1, 2, 4, 8))  # each takes a second or two to compile
+    monkeypatch.setattr(library, "PREFILL_ROWS", (32,))
     manifest = specqd.compile(joined, tmp_path / "a", pipeline=default_pipeline(96, ("sibling",)))
     assert manifest.plan == (
         "target <- suffix:4@adaptive | sibling@adaptive | draft@adaptive <- suffix:3@adaptive"

@@ -79,6 +79,8 @@ def test_a_plan_is_text_that_round_trips(plan: str):
         ("target <- draft@sometimes", "no draft-length rule 'sometimes'"),
         ("target <- draft@fixed:0", "no draft-length rule 'fixed:0'"),
         ("target <- suffix <- draft", "drafts for a search"),
+        ("target <- other <- other", "names the level other twice"),
+        ("target <- draft | target", "names the level target twice"),
         ("target <- third", "a level 'third', which the artifact has not; it has target, draft, other"),
         ("target <- other <- draft", "draft would overwrite a cache that another level relies on"),
     ],

@@ -72,6 +72,10 @@ class Plan:
             raise InputError(
                 f"in the plan {text!r} a level drafts for a search, which needs no draft; put it last"
             )
+        names = [target, *(link.name for level in plan.levels for link in level if not link.searches)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"the plan {text!r} names the level {twice} twice, which has one cache")
         return plan
 
     @classmethod
