@@ -107,7 +107,8 @@ def test_target_gives_the_logits_of_transformers(family: Family) -> None:
     eager.set_attn_implementation("eager")
     with torch.no_grad():
         wanted = eager(torch.tensor([family.tokens]), use_cache=False).logits[0].numpy()
-    assert_near(family.target, wanted, usual=0.01, largest=0.1)
+    # Nemotron squares its activations, and so doubles what they are off by.
+    assert_near(family.target, wanted, usual=0.01, largest=0.2 if family.name == "nemotron" else 0.1)
 
 
 def test_target_gives_the_logits_of_the_reference(family: Family) -> None:
@@ -155,7 +156,7 @@ def test_draft_gives_the_logits_of_the_reference_with_rounded_activations(family
     rounded = with_int8_activations(family.program)
     # A number between two integers that is rounded otherwise moves everything after it, in OLMo2 much: it
     # normalises what comes out of its blocks.
-    usual = 0.02 if family.name == "olmo2" else 2e-3
+    usual = {"olmo2": 0.02, "gpt_bigcode": 5e-3}.get(family.name, 2e-3)
     assert_near(family.draft, reference(rounded, "draft", family.tokens), usual=usual, largest=0.3)
     assert_near(family.draft, reference(family.program, "draft", family.tokens), usual=0.05, largest=1.0)
 
