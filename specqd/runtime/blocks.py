@@ -65,9 +65,10 @@ class BlockTables:
         Raises:
             InputError: there are none left.
         """
-        held, wanted = self._held[sequence], blocks_for(length)
-        if wanted <= held:
+        held = self._held[sequence]
+        if length <= held * BLOCK:
             return
+        wanted = blocks_for(length)
         if not self.reserve(sequence, length):
             raise InputError(
                 f"the cache is full: its {self.pool * BLOCK} positions are held by {sum(map(bool, self._held))} "

@@ -74,6 +74,11 @@ class Engine:
         for f in sorted(manifest.functions, key=lambda f: f.rows):
             for every_row in {False, not f.last_only}:
                 self._rows[f.entry, every_row] = (*self._rows.get((f.entry, every_row), ()), f.rows)
+        # Rows of the largest pass that outputs each, and positions that the caches hold.
+        self._most = {
+            name: (max(self._rows.get((name, True), (0,))), min(level.capacity, self.capacity))
+            for name, level in self._levels.items()
+        }
 
     @classmethod
     def open(
@@ -134,22 +139,23 @@ class Engine:
         count = sum(len(piece.tokens) for piece in pieces)
         rows = self._fitting(entry, count, len(pieces) > 1)
         key = (entry, rows)
-        bound, level = self._bound[key], self._levels[entry]
+        bound, vocabulary, (_, capacity) = self._bound[key], self._levels[entry].vocab_size, self._most[entry]
         first = 0
         for piece in pieces:
             tokens, start, last = piece.tokens, piece.start, first + len(piece.tokens)
             end = start + len(tokens)
-            if start < 0 or end > min(level.capacity, self.capacity):
+            if start < 0 or end > capacity:
                 raise self._does_not_fit(entry, start, end)
-            if min(tokens) < 0 or max(tokens) >= level.vocab_size:
-                tokens = self._known(tokens, level.vocab_size)
+            if min(tokens) < 0 or max(tokens) >= vocabulary:
+                tokens = self._known(tokens, vocabulary)
             self.tables.hold(piece.sequence, end)
             bound.tokens[first:last] = tokens
             bound.positions[first:last] = range(start, end)
             bound.tables[first:last] = self.tables.begin(piece.sequence)
             first = last
-        for given in (bound.tokens, bound.positions, bound.tables):
-            given[count:] = given[count - 1]  # the last row again, which changes nothing
+        if count < rows:
+            for given in (bound.tokens, bound.positions, bound.tables):
+                given[count:] = given[count - 1]  # the last row again, which changes nothing
         threads = self._choice.pick(key)
         self.use_threads(threads)
         began = time.perf_counter()
@@ -161,8 +167,8 @@ class Engine:
 
     def room(self, entry: str, start: int) -> int:
         """Most rows that `feed` takes at once from position `start` and outputs each of; 0 at the cache's end."""
-        left = min(self._levels[entry].capacity, self.capacity) - start
-        return max(0, min(left, self.rows(entry, every_row=True)[-1]))
+        most, capacity = self._most[entry]
+        return max(0, min(most, capacity - start))
 
     def use_threads(self, count: int) -> None:
         """Let compiled code that is called next run on `count` threads; `step` chooses for itself."""

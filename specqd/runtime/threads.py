@@ -78,14 +78,14 @@ class ThreadChoice:
     BUDGET = 0.005
     CLEARLY = 0.9  # of the normal time: faster than this in two trials is taken for faster
     STRIKINGLY = 0.6  # one trial is enough, for all kinds
-    SUDDENLY = 2.0  # times the normal time: two of three steps in a row that took longer tell of a neighbour
+    SUDDENLY = 2.0  # times the normal time: two of three steps that took longer tell of a neighbour
 
     def __init__(self, most: int) -> None:
         self.counts = tuple(dict.fromkeys(count for count in (most, most - 1, most // 2, 1) if count >= 1))
         self._kinds: dict[Hashable, _Kind] = {}
         self._latest = most  # what was switched to last
         self._budget = 0.0  # seconds that trials may lose
-        self._slowdown: deque[float] = deque(maxlen=3)  # latest steps over the normal ones of their kinds
+        self._step = self._slow_step = 0  # counts steps; the latest that took suddenly longer
         self._slowness: dict[
             int, float
         ] = {}  # of a count when it was last compared: its time over the other's
@@ -105,7 +105,9 @@ class ThreadChoice:
             return
         kind = self._kinds[key]
         if count == kind.current:
-            self._watch(kind, seconds)
+            if seconds > self.SUDDENLY * kind.normal and kind.known:
+                self._notice(kind, seconds / kind.normal)
+            self._step += 1
             kind.learn(seconds)
             self._budget += self.BUDGET * seconds
             return
@@ -120,16 +122,13 @@ class ThreadChoice:
                 else:
                     other.hint = count
 
-    def _watch(self, kind: _Kind, seconds: float) -> None:
-        """Notice when steps of whatever kinds take longer than they did: all of them then will."""
-        if kind.known:
-            self._slowdown.append(seconds / kind.normal)
-            slower = _median(self._slowdown)
-            if len(self._slowdown) == self._slowdown.maxlen and slower > self.SUDDENLY:
-                self._slowdown.clear()
-                for other in self._kinds.values():
-                    if other.current == kind.current:
-                        other.scale(slower)
+    def _notice(self, kind: _Kind, slower: float) -> None:
+        """Take note of a step that took longer than normal; after a second one soon, all are expected to."""
+        soon, self._slow_step = self._step - self._slow_step <= 2, self._step
+        if soon:
+            for other in self._kinds.values():
+                if other.current == kind.current:
+                    other.scale(slower)
 
 
 class _Kind:
