@@ -29,6 +29,7 @@ from specqd.program import Program
 from specqd.reference import propagate
 from specqd.runtime.cpu import cpu_features
 from specqd.runtime.library import aligned, set_threads, tensor
+from specqd.runtime.tiles import permit_tiles
 
 __all__ = [
     "EXTENDED",
@@ -57,6 +58,8 @@ def _start_threads(count: int) -> None:
 
 # Left alone, TVM counts half of the CPUs, and two CPUs would be one thread: without races to see.
 _start_threads(2)
+if "amx_tile" in cpu_features():
+    permit_tiles()
 
 NATIVE = named("native", cpu_features())
 

@@ -79,9 +79,10 @@ define <16 x float> @specqd_dpbf16ps(<16 x float> %acc, <16 x i32> %w, i32 %x) a
 
 
 class AMX(AVX512BF16):
-    """CPUs with AMX tiles; the kernels here are those of AVX-512 with BF16, which every such CPU runs."""
+    """Sapphire Rapids and later: BF16 matrices in tiles, the rest as AVX-512 with BF16."""
 
     name = "amx"
     mcpu = "sapphirerapids"
+    tiles = True
     attributes: tuple[str, ...] = ()
     features: tuple[str, ...] = (*AVX512BF16.features, "amx_bf16", "amx_tile", "amx_int8")

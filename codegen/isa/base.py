@@ -26,6 +26,8 @@ class ISA:
     accumulators = 10
     #: what a BF16 kernel reads its activations as: float32, or pairs of BF16 in one int32
     pairs = False
+    #: BF16 matrices are multiplied in tiles (codegen/kernels/tiles.py)
+    tiles = False
     #: integer kernels add this times sum(x) for weights that were not shifted to unsigned
     signed_correction = 0
     #: LLVM IR text that kernels call into

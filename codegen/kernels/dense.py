@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.tiles import INPUTS, tiled
 from specqd.codegen.kernels.tiling import row_tiles, tasks
 from specqd.codegen.tir import I, f32, load, local, parallel, prefetch, splat, store
 
@@ -20,7 +21,7 @@ __all__ = ["BLOCK", "dense", "tile"]
 BLOCK = 16
 
 #: finish(row, first channel of the block, accumulators, their offset): writes one row of one block
-Finish = Callable[[Any, Any, Any, int], None]
+Finish = Callable[[Any, Any, Any, Any], None]
 
 
 def dense(
@@ -41,6 +42,9 @@ def dense(
     `kind` is "bf16" (weight int32 `[n/16, k/2, 16]`) or "f32" (float32 `[n/16, k, 16]`), `offset` its first
     element; x is float32, or int32 BF16 pairs when `isa.pairs` and kind is "bf16". `k` is even for "bf16".
     """
+    if isa.tiles and kind == "bf16" and k % INPUTS == 0:
+        tiled(rows, n, k, x, weight, offset, finish, phase, space)
+        return
     steps = k // 2 if kind == "bf16" else k
     blocks = -(-n // BLOCK)
     limit = max(1, isa.accumulators * isa.lanes // BLOCK)

@@ -19,6 +19,7 @@ from specqd.runtime.cpu import demand_cpu
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
 from specqd.runtime.threads import ThreadChoice, available_cpus
+from specqd.runtime.tiles import permit_tiles
 from specqd.weightfile import read_weights
 
 __all__ = ["Engine", "Piece"]
@@ -56,6 +57,8 @@ class Engine:
             raise InputError(f"cannot hold {sequences} sequences in {positions} positions: give 1 or more")
         manifest = artifact.manifest
         demand_cpu(manifest.triple, manifest.cpu_features)
+        if "amx_tile" in manifest.cpu_features:
+            permit_tiles()
         self.artifact = artifact
         self.manifest = manifest
         pool = min(blocks_for(positions or sys.maxsize), sequences * blocks_for(manifest.capacity))

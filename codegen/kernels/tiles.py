@@ -1,0 +1,118 @@
+"""Matrix times rows in tiles of AMX: 16 channels times 16 rows times 32 inputs an instruction, weights in BF16.
+
+A tile of weights is 16 pairs of input channels of one block of 16 output channels: 1 KiB as `kernels/dense.py` lays
+blocks out, so it streams from memory in order. The CPU adds up each output pair by pair, in order, whatever the other
+rows of the tile hold: bits do not depend on how many rows are computed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from specqd.codegen.kernels.tiling import tasks
+from specqd.codegen.tir import I, bind, i32, local, parallel, prefetch, tirx
+
+__all__ = ["INPUTS", "tiled"]
+
+#: input channels of a tile
+INPUTS = 32
+
+_ROWS = _CHANNELS = 16
+_WORDS = _ROWS * _CHANNELS  # 32-bit words of a full tile
+_STRIDE = 64  # bytes from one row of a full tile to the next
+_SUMS = 4  # tiles 0 to 3 add up, the rest hold operands
+_AHEAD = 64  # cache lines that a stream of weights is asked for ahead: a page, where the CPU's own prefetch stops
+
+Finish = Callable[[Any, Any, Any, Any], None]
+
+
+def tiled(
+    rows: int, n: int, k: int, x: Any, weight: Any, offset: Any, finish: Finish, phase: Any, space: Any
+) -> None:
+    """Emit one phase computing `x [rows, k] @ weight.T [k, n]`, arguments as `dense` takes them; k is whole tiles."""
+    steps, pieces = k // INPUTS, list(_pieces(rows))
+    most = _SUMS // max(len(sizes) for _, sizes, _ in pieces)
+    with phase():
+        for start, count, width in tasks(-(-n // _CHANNELS), 1, most):
+            with parallel(count) as task:
+                first = bind(start + task * width)
+                for row, sizes, repeat in pieces:
+                    _configure(sizes)
+                    with I.serial(0, repeat) as t:
+                        base = space.simplify(row + space.bound(t, repeat) * sum(sizes))
+                        _Piece(first, width, base, sizes, steps).run(x, weight, offset, finish, space)
+                I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.tilerelease"))
+
+
+def _pieces(rows: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
+    """Cut rows into `(first row, rows of each tile, repeats)`: pairs of full tiles while there are any."""
+    pair = 2 * _ROWS
+    if rows >= pair:
+        yield 0, (_ROWS, _ROWS), rows // pair
+    rest = rows % pair
+    if rest:
+        yield rows - rest, (_ROWS, rest - _ROWS) if rest > _ROWS else (rest,), 1
+
+
+def _configure(sizes: tuple[int, ...]) -> None:
+    """Say how many rows each tile has; rows of a tile of sums follow those of its operand."""
+    of_tile = [16] * 8
+    each = _SUMS // len(sizes)
+    for m, size in enumerate(sizes):
+        of_tile[m * each : (m + 1) * each] = [size] * each
+        of_tile[_SUMS + m] = size
+    # Palette 1, 64 bytes a row in tiles 0 to 7, then their rows: the 64 bytes that LDTILECFG reads.
+    words = [1, 0, 0, 0, *[_STRIDE | _STRIDE << 16] * 4, *[0] * 4]
+    words += [sum(of_tile[t + i] << 8 * i for i in range(4)) for t in (0, 4)] + [0, 0]
+    config = local(16, "int32")
+    for i, word in enumerate(words):
+        I.buffer_store(config, i32(word), [i])
+    I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.ldtilecfg", tirx.address_of(config[0])))
+
+
+class _Piece:
+    """`width` blocks of channels from `first`, of rows from `base`: as many as `sizes` says, a tile each."""
+
+    def __init__(self, first: Any, width: int, base: Any, sizes: tuple[int, ...], steps: int) -> None:
+        self.first, self.width, self.base, self.sizes, self.steps = first, width, base, sizes, steps
+        self.each = _SUMS // len(sizes)
+
+    def run(self, x: Any, weight: Any, offset: Any, finish: Finish, space: Any) -> None:
+        sums = [[m * self.each + j for j in range(self.width)] for m in range(len(self.sizes))]
+        for tile in sum(sums, []):
+            _do("tilezero", tile)
+        words = self.steps * (INPUTS // 2)  # of a row of x
+        with I.serial(0, self.steps) as s:
+            for m in range(len(self.sizes)):
+                row = self.base + m * _ROWS
+                _load(_SUMS + m, x, row * words + s * (INPUTS // 2), words * 4)
+            operands = range(_SUMS + len(self.sizes), 8)
+            for j in range(self.width):
+                at = bind(offset + ((self.first + j) * self.steps + s) * _WORDS)
+                operand = operands[j % len(operands)]
+                _load(operand, weight, at, _STRIDE)
+                for line in range(16):
+                    prefetch(weight, at + (_AHEAD + line) * 16)
+                for m in range(len(self.sizes)):
+                    _do("tdpbf16ps", sums[m][j], _SUMS + m, operand)
+        out = local(_WORDS, "float32")
+        for m, size in enumerate(self.sizes):
+            for j in range(self.width):
+                _do("tilestored64", sums[m][j], pointer=(out, 0), stride=_STRIDE)
+                with I.serial(0, size) as r:
+                    row = space.simplify(self.base + m * _ROWS + space.bound(r, size))
+                    finish(row, (self.first + j) * _CHANNELS, out, r * _CHANNELS)
+
+
+def _load(tile: int, buffer: Any, at: Any, stride: int) -> None:
+    _do("tileloadd64", tile, pointer=(buffer, at), stride=stride)
+
+
+def _do(name: str, *tiles: int, pointer: tuple[Any, Any] | None = None, stride: int = 0) -> None:
+    """Emit one instruction on tiles, which are named by number."""
+    args = [tirx.const(tile, "int8") for tile in tiles]
+    if pointer is not None:
+        buffer, at = pointer
+        args += [tirx.address_of(buffer[at]), tirx.const(stride, "int64")]
+    I.evaluate(tirx.call_llvm_intrin("void", f"llvm.x86.{name}", *args))
