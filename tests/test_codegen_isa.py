@@ -25,7 +25,7 @@ INSTRUCTIONS: dict[str, tuple[list[str], list[str]]] = {
         [r"vdpbf16ps.*%zmm", r"vpdpbusd.*%zmm", r"vpshufb.*%zmm", r"vfmadd\w+ps.*%zmm"],
         [r"vpmaddubsw"],
     ),
-    "amx": ([r"vdpbf16ps.*%zmm", r"vpdpbusd.*%zmm", r"vpshufb.*%zmm"], [r"vpmaddubsw"]),
+    "amx": ([r"tdpbf16ps", r"tileloadd", r"vpdpbusd.*%zmm", r"vpshufb.*%zmm"], [r"vpmaddubsw"]),
 }
 
 #: calls for one number; sine and cosine of positions are all that may be left

@@ -18,8 +18,8 @@ aten, ops = torch.ops.aten, torch.ops.specqd
 VOCAB = 33
 #: rows of a pass; the default run has tiles of every kind: alone and after others, evenly cut and with a rest
 ROWS = [
-    rows if rows in (1, 2, 3, 5, 6, 7, 16, 33) else pytest.param(rows, marks=EXTENDED)
-    for rows in (*range(1, 17), 33)
+    rows if rows in (1, 2, 3, 5, 6, 7, 16, 17, 33) else pytest.param(rows, marks=EXTENDED)
+    for rows in (*range(1, 18), 33)
 ]
 GROUP = 32
 
