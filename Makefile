@@ -52,11 +52,14 @@ bench: $(MADE) ## measure decoding against the peers that are installed (BENCH_A
 
 peers: $(PEERS_MADE) ## build llama.cpp for this CPU into .venv-peers, for make bench
 
+# llama.cpp's own AMX code ended with SIGILL on its Q4_0 and MXFP4 files where this was tried.
+NO_AMX = $(if $(shell grep -sw amx_tile /proc/cpuinfo),-DCMAKE_C_FLAGS='-mno-amx-int8 -mno-amx-tile' -DCMAKE_CXX_FLAGS='-mno-amx-int8 -mno-amx-tile')
+
 $(PEERS_MADE): constraints.txt
 	@$(PYTHON) -c '$(NEEDS_PYTHON)'
 	@echo "building llama.cpp into $(PEERS_VENV); this takes some minutes"
 	$(PYTHON) -m venv $(PEERS_VENV)
-	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(PEERS_VENV)/bin/python $(PIP_INSTALL) \
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF $(NO_AMX)" $(PEERS_VENV)/bin/python $(PIP_INSTALL) \
 		--no-binary llama-cpp-python llama-cpp-python gguf
 	@touch $@
 
