@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = [
     "REFINED_TOGETHER", "among_all", "cached_attention", "causal_attention", "linear_int8", "linear_mxfp4",
-    "linear_refined", "rms_norm", "rope",
+    "linear_refined", "observed_cached_attention", "rms_norm", "rope",
 ]  # fmt: skip
 
 REFINED_TOGETHER = 16
@@ -100,6 +100,47 @@ def cached_attention(
 
 @cached_attention.register_fake
 def _(q, k, v, cache_k, cache_v, positions, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+
+
+@torch.library.custom_op(
+    "specqd::observed_cached_attention", mutates_args=("cache_k", "cache_v", "received")
+)
+def observed_cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_k: Tensor,
+    cache_v: Tensor,
+    positions: Tensor,
+    scale: float,
+    layer: int,
+    window: int,
+    softcap: float,
+    sinks: Tensor | None,
+    emphasis: Tensor,
+    received: Tensor,
+) -> Tensor:
+    """`cached_attention`, which also says how much weight each slot was given.
+
+    `received float32 [layers, KV, capacity]` gets, for slots up to the last position, the sum over rows of
+    `emphasis float32 [S]` times the mean over a key head's queries of their softmax weights.
+    """
+    out: Tensor = cached_attention(
+        q, k, v, cache_k, cache_v, positions, scale, layer, window, softcap, sinks
+    )
+    where, end = positions[0], int(positions[0, -1]) + 1
+    keys = cache_k[layer, :, :end].unsqueeze(0).to(q.dtype)
+    # Values that say where they are make the weights themselves the result of attending.
+    places = torch.eye(end, dtype=q.dtype).expand(1, k.shape[1], end, end)
+    weights = _attend(q, keys, places, scale, window, softcap, sinks, where)[0]
+    of_heads = weights.unflatten(1, (k.shape[1], -1)).mean(2)
+    received[layer, :, :end] = torch.einsum("s,sht->ht", emphasis, of_heads)
+    return out
+
+
+@observed_cached_attention.register_fake
+def _(q, k, v, cache_k, cache_v, positions, scale, layer, window, softcap, sinks, emphasis, received):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 

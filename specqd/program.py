@@ -10,7 +10,7 @@ from torch import fx
 
 from specqd.errors import InputError
 
-__all__ = ["Entry", "Event", "KVCache", "ModelInfo", "Program"]
+__all__ = ["Entry", "Event", "KVCache", "ModelInfo", "Program", "Selection"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,18 @@ class ModelInfo:
     tokenizer_files: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which positions an entry keeps in its cache, or attends to in the target's: see passes/kv/select.py."""
+
+    method: str
+    tokens: int
+    every: int
+    window: int
+    sinks: int
+    recent: int
+
+
 @dataclass
 class Program:
     """Named entries over one weight store, their caches, and the order in which they speculate (target first)."""
@@ -91,6 +103,7 @@ class Program:
     caches: dict[str, KVCache] = field(default_factory=dict)
     chain: tuple[str, ...] = ()
     history: list[Event] = field(default_factory=list)
+    selections: dict[str, Selection] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Default the chain to the only entry."""
@@ -111,6 +124,7 @@ class Program:
             dict(self.caches),
             self.chain,
             list(self.history),
+            dict(self.selections),
         )
 
     def entry(self, name: str) -> Entry:
@@ -118,6 +132,15 @@ class Program:
         if name not in self.entries:
             raise InputError(f"the program has no entry {name!r}; it has {', '.join(sorted(self.entries))}")
         return self.entries[name]
+
+    def first_plane(self, cache: str | None) -> int:
+        """Return how many planes (a layer's key head each) the caches before this one have; None: all of them."""
+        count = 0
+        for known in self.caches.values():
+            if known.name == cache:
+                break
+            count += known.layers * known.kv_heads
+        return count
 
     def used_weights(self, *names: str) -> list[str]:
         """Names of the weights that the given entries (default: all) read, in order of first use."""

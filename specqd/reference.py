@@ -44,18 +44,19 @@ class _ShapeInterpreter(Interpreter):
 
 
 def new_caches(program: Program) -> dict[str, torch.Tensor]:
-    """Make zeroed cache tensors for every placeholder the program's caches declare."""
+    """Make zeroed cache tensors for every placeholder the program's caches declare, and what an observer says of them."""
     caches = {}
     for c in program.caches.values():
         dtype = getattr(torch, c.dtype)
         caches[f"{c.name}_k"] = torch.zeros(c.layers, c.kv_heads, c.capacity, c.key_dim, dtype=dtype)
         caches[f"{c.name}_v"] = torch.zeros(c.layers, c.kv_heads, c.capacity, c.value_dim, dtype=dtype)
+        caches[f"{c.name}_received"] = torch.zeros(c.layers, c.kv_heads, c.capacity)
     return caches
 
 
 def inputs(entry: Entry, tokens: Any, positions: Any, caches: dict[str, Any]) -> list[Any]:
     """Put what an entry takes into the order of its placeholders."""
-    given = {"tokens": tokens, "positions": positions, **caches}
+    given = {"tokens": tokens, "positions": positions, "emphasis": torch.ones(tokens.shape[1]), **caches}
     return [given[str(n.target)] for n in entry.graph.nodes if n.op == "placeholder"]
 
 

@@ -18,7 +18,7 @@ from specqd.codegen.kernels.tiling import THREADS
 from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, splat, store, tirx
 from specqd.manifest import BLOCK
 
-__all__ = ["CHUNK", "Attention", "Paged", "attention"]
+__all__ = ["CHUNK", "Attention", "Paged", "Unit", "attention", "query_tile"]
 
 #: positions between two rescalings of the running softmax
 CHUNK = 128
@@ -53,7 +53,10 @@ class Paged:
     """One layer of a paged cache, and where each row stands.
 
     `keys` int32, `values` int16, each `pool` blocks a plane; `blocks` int32 holds the tables, `tables` int32 `[rows]`
-    where in it each row's begins, `positions` int32 `[rows]` each row's place in its sequence.
+    where in it those of each row begin, `positions` int32 `[rows]` each row's place in its sequence. First comes how
+    far the table of a plane is from that of the plane before (0: they share one), counted from the model's first, of
+    which this cache has those from `first` on. A table begins with how many positions of the sequence are not
+    in the cache any more; then come the blocks of those that are, in order: its slots.
     """
 
     keys: Any
@@ -63,10 +66,17 @@ class Paged:
     blocks: Any
     tables: Any
     positions: Any
+    first: int = 0
+
+    def stand(self, plane: Any, row: Any) -> tuple[Any, Any]:
+        """Return where the row's table for a plane begins, and the row's slot."""
+        begin = bind(self.tables[row])
+        table = bind(begin + 1 + (plane + self.first) * self.blocks[begin])
+        return table, bind(self.positions[row] - self.blocks[table])
 
     def block(self, plane: Any, table: Any, index: Any) -> Any:
-        """Where block `index` of a sequence lies in a plane, counted in blocks from the buffer's begin."""
-        return plane * self.pool + self.blocks[table + index]
+        """Where block `index` of a table lies in a plane, counted in blocks from the buffer's begin."""
+        return plane * self.pool + self.blocks[table + 1 + index]
 
 
 def attention(
@@ -77,12 +87,14 @@ def attention(
     sinks: Callable[[Any], Any] | None,
     out: Any,
     phase: Any,
+    totals: Any = None,
 ) -> None:
     """Emit one phase: `q` float32 `[rows, heads, 2 * pairs]` -> `out` float32 `[rows, heads, value_dim]`.
 
-    `sinks(head)` gives a head's sink score.
+    `sinks(head)` gives a head's sink score. `totals`, float32 `[rows, heads, 2]`, gets each query's highest score and
+    one over the sum of its weights relative to it.
     """
-    width, heads, rows = _tile(isa, a)
+    width, heads, rows = query_tile(isa, a)
     tiles, last = -(-a.rows // rows), a.rows - rows
     group = a.heads // a.kv_heads
     with phase(), parallel(tiles * a.kv_heads * heads) as u:
@@ -96,9 +108,8 @@ def attention(
 
         def attend(row: Any, count: int) -> None:
             queries = bind(row * a.heads + first)
-            _Unit(isa, a, (count, width), queries, cache, bind(cache.layer * a.kv_heads + head), row).run(
-                q, scores, out
-            )
+            plane = bind(cache.layer * a.kv_heads + head)
+            Unit(isa, a, (count, width), queries, cache, plane, row).run(q, scores, out, totals)
 
         if rows == 1 or a.adjacent:
             attend(row, rows)
@@ -117,8 +128,8 @@ def attention(
                 attend(bind(row + r), 1)
 
 
-def _tile(isa: ISA, a: Attention) -> tuple[int, int, int]:
-    """Query heads of a task, tasks a key head, and rows of a task: together they share each key that is loaded."""
+def query_tile(isa: ISA, a: Attention) -> tuple[int, int, int]:
+    """Return query heads of a task, tasks a key head, and rows of a task: they share each key that is loaded."""
     group = a.heads // a.kv_heads
     limit = max(1, isa.accumulators * isa.lanes // BLOCK)
     heads = -(-group // limit)
@@ -132,7 +143,7 @@ def _tile(isa: ISA, a: Attention) -> tuple[int, int, int]:
     return width, heads, min(range(1, min(a.rows, max(1, limit // width)) + 1), key=cost)
 
 
-class _Unit:
+class Unit:
     """Queries that share a key head: `width` heads of each of some consecutive positions of one sequence.
 
     `query` is the first of them, `row` the row it belongs to; `plane` is the layer's key head. Positions that only
@@ -145,24 +156,24 @@ class _Unit:
         self.isa, self.a, self.cache, self.plane = isa, a, cache, plane
         self.rows, self.width = shape
         self.queries = [query + (r * a.heads + g) for r in range(self.rows) for g in range(self.width)]
-        self.position, self.table = bind(cache.positions[row]), bind(cache.tables[row])
+        self.table, self.slot = cache.stand(plane, row)
         self.scores = [local(CHUNK, "float32") for _ in self.queries]
         self.mixed = [local(a.value_dim, "float32") for _ in self.queries]
         self.top, self.total = (local(len(self.queries), "float32") for _ in range(2))
 
-    def run(self, q: Any, sinks: list[Any] | None, out: Any) -> None:
+    def run(self, q: Any, sinks: list[Any] | None, out: Any, totals: Any = None) -> None:
         """Attend to every position that a row sees, chunk by chunk."""
         self.begin(sinks)
-        oldest = tirx.max(self.position - (self.a.window - 1), i32(0)) if self.a.window else i32(0)
+        oldest = tirx.max(self.slot - (self.a.window - 1), i32(0)) if self.a.window else i32(0)
         begin = bind(oldest // CHUNK)
-        newest = bind(self.position + (self.rows - 1))
+        newest = bind(self.slot + (self.rows - 1))
         with I.serial(0, newest // CHUNK + 1 - begin) as c:
             base = bind((begin + c) * CHUNK)
             count = bind(tirx.min(newest + 1 - base, i32(CHUNK)))
             self.score(q, base, count)
             self.soften(base, count)
             self.mix(base, count)
-        self.finish(out)
+        self.finish(out, totals)
 
     def begin(self, sinks: list[Any] | None) -> None:
         """Start with nothing seen but the sink, which takes weight and gives nothing."""
@@ -219,20 +230,20 @@ class _Unit:
         isa, lanes = self.isa, self.isa.lanes
         steps = bind((count + (lanes - 1)) // lanes)
         for g, (scores, mixed) in enumerate(zip(self.scores, self.mixed, strict=True)):
-            position = self.position + g // self.width
+            of_row = self.slot + g // self.width
             peak, sums = local(lanes, "float32"), local(lanes, "float32")
             store(peak, 0, splat(f32(_LOW), lanes), lanes)
             store(sums, 0, splat(f32(0.0), lanes), lanes)
             with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
                 score = tirx.Select(
-                    self._seen(base + s * lanes + v, position), scores[s * lanes + v], f32(_LOW)
+                    self.seen(base + s * lanes + v, of_row), scores[s * lanes + v], f32(_LOW)
                 )
                 I.buffer_store(peak, tirx.max(peak[v], score), [v])
             highest = bind(tirx.max(isa.reduce("fmax", load(peak, 0, lanes)), self.top[g]))
             shrink = bind(maths.exp(self.top[g] - highest))
             with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
                 weight = maths.exp(scores[s * lanes + v] - highest)
-                weight = tirx.Select(self._seen(base + s * lanes + v, position), weight, f32(0.0))
+                weight = tirx.Select(self.seen(base + s * lanes + v, of_row), weight, f32(0.0))
                 I.buffer_store(scores, weight, [s * lanes + v])
                 I.buffer_store(sums, sums[v] + scores[s * lanes + v], [v])
             total = maths.fma(self.total[g], shrink, isa.reduce("fadd", load(sums, 0, lanes)))
@@ -241,10 +252,11 @@ class _Unit:
             with I.serial(0, self.a.value_dim) as d:
                 I.buffer_store(mixed, mixed[d] * shrink, [d])
 
-    def _seen(self, slot: Any, position: Any) -> Any:
+    def seen(self, slot: Any, of_row: Any) -> Any:
+        """Say whether a row at one slot sees another."""
         if not self.a.window:
-            return slot <= position
-        return tirx.all(slot <= position, slot > position - self.a.window)
+            return slot <= of_row
+        return tirx.all(slot <= of_row, slot > of_row - self.a.window)
 
     def mix(self, base: Any, count: Any) -> None:
         """Add `count` values from position `base`, in order, each times its weight."""
@@ -276,10 +288,13 @@ class _Unit:
                 for j in range(span):
                     store(mixed, (tile * span + j) * lanes, load(head, j * lanes, lanes), lanes)
 
-    def finish(self, out: Any) -> None:
+    def finish(self, out: Any, totals: Any) -> None:
         """Divide by the total weight and store."""
         for g, (query, mixed) in enumerate(zip(self.queries, self.mixed, strict=True)):
             inverse = bind(f32(1.0) / self.total[g])
+            if totals is not None:
+                I.buffer_store(totals, self.top[g], [query * 2])
+                I.buffer_store(totals, inverse, [query * 2 + 1])
             with I.serial(0, self.a.value_dim) as d:
                 I.buffer_store(out, mixed[d] * inverse, [query * self.a.value_dim + d])
 

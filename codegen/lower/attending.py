@@ -9,6 +9,7 @@ from torch import fx
 
 from specqd.codegen.kernels.activations import bf16_bits
 from specqd.codegen.kernels.attention import Attention, Paged, attention
+from specqd.codegen.kernels.received import received
 from specqd.codegen.lower.values import Value, of_buffer
 from specqd.codegen.tir import I, f32, i32, local, tirx
 from specqd.errors import CodegenError
@@ -25,13 +26,16 @@ def block_sizes(cache: KVCache) -> tuple[int, int]:
 
 
 def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
-    """Lower `specqd::cached_attention`; see specqd/ops.py for its meaning and kernels/attention.py for the layout."""
+    """Lower `specqd::cached_attention`, observed or not.
+
+    See specqd/ops.py for its meaning and kernels/attention.py for the layout.
+    """
     q, k, v = (f.argument(x) for x in node.args[:3])
     name = f.env[node.args[3]].removesuffix("_k")
     cache = f.program.caches[name]
     if cache.dtype != "bfloat16":
         raise CodegenError(f"cache {name} is {cache.dtype}; compiled code keeps its cache in bfloat16")
-    scale, layer, window, softcap, sinks = node.args[6:11]
+    scale, layer, window, softcap, sinks, *observed = node.args[6:]
     shape = Attention(
         f.step.rows, q.shape[1], k.shape[1], q.shape[3], v.shape[3], scale, f.adjacent, window, softcap
     )
@@ -40,7 +44,8 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     of_keys, of_values = block_sizes(cache)
     keys = f.step.cache(f"{name}_k", "int32", of_keys)
     values = f.step.cache(f"{name}_v", "int16", of_values)
-    paged = Paged(keys, values, I.bind(keys.shape[0] // of_keys), where, f.blocks, f.tables, f.positions)
+    pool, first = I.bind(keys.shape[0] // of_keys), f.program.first_plane(name)
+    paged = Paged(keys, values, pool, where, f.blocks, f.tables, f.positions, first)
     queries = f.step.scratch(shape.rows * shape.heads * shape.pairs * 2, "float32")
     with f.step.phase():
         _write_queries(f, shape, q, queries)
@@ -48,15 +53,14 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         _write_values(f, shape, v, paged)
     out = f.step.scratch(shape.rows * shape.heads * shape.value_dim, "float32")
     sink = f.argument(sinks) if sinks is not None else None
-    attention(
-        f.isa,
-        shape,
-        queries,
-        paged,
-        None if sink is None else lambda head: sink.at([head]),
-        out,
-        f.step.phase,
-    )
+    of_head = None if sink is None else lambda head: sink.at([head])
+    totals = f.step.scratch(shape.rows * shape.heads * 2, "float32") if observed else None
+    attention(f.isa, shape, queries, paged, of_head, out, f.step.phase, totals)
+    if observed:
+        emphasis = f.step.parameter("emphasis", "emphasis", "float32", (shape.rows,))
+        planes = f.program.first_plane(None)
+        weights = f.step.parameter("received", "received", "float32", (planes * cache.capacity,))
+        received(f.isa, shape, queries, paged, totals, emphasis, weights, cache.capacity, f.step.phase)
     return of_buffer(f.space, out, (1, shape.rows, shape.heads, shape.value_dim), "float32")
 
 
@@ -78,10 +82,10 @@ def _write_queries(f: Any, a: Attention, q: Value, out: Any) -> None:
 
 
 def _slot(a: Attention, cache: Paged, row: Any, head: Any) -> tuple[Any, Any]:
-    """Return the block of a row's position in its plane, and the position's place in the block."""
-    position = I.bind(cache.positions[row])
-    plane = cache.layer * a.kv_heads + head
-    return I.bind(cache.block(plane, cache.tables[row], position // BLOCK)), position % BLOCK
+    """Return the block of a row's slot in its plane, and the slot's place in the block."""
+    plane = I.bind(cache.layer * a.kv_heads + head)
+    table, slot = cache.stand(plane, row)
+    return I.bind(cache.block(plane, table, slot // BLOCK)), slot % BLOCK
 
 
 def _write_keys(f: Any, a: Attention, k: Value, cache: Paged) -> None:

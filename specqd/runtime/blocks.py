@@ -25,7 +25,7 @@ class BlockTables:
     """
 
     def __init__(self, sequences: int, capacity: int, pool: int) -> None:
-        self._each = blocks_for(capacity)
+        self._each = 2 + blocks_for(capacity)
         self.sequences, self.pool = sequences, pool
         self.flat = aligned(sequences * self._each * 4).view(np.int32)
         self._free = list(reversed(range(pool)))
@@ -40,7 +40,7 @@ class BlockTables:
         return len(self._free) - sum(beyond)
 
     def begin(self, sequence: int) -> int:
-        """Index in `flat` of the sequence's first block."""
+        """Index in `flat` of the sequence's tables."""
         return sequence * self._each
 
     def take(self) -> int | None:
@@ -75,12 +75,12 @@ class BlockTables:
                 "sequences; load the artifact with more `cache_tokens`, or fewer `sequences`"
             )
         for place in range(held, wanted):
-            self.flat[self.begin(sequence) + place] = self._free.pop()
+            self.flat[self.begin(sequence) + 2 + place] = self._free.pop()
         self._held[sequence] = wanted
 
     def release(self, sequence: int) -> None:
         """Take back the sequence, with all that it holds and has reserved."""
         self._taken.discard(sequence)
-        held, begin = self._held[sequence], self.begin(sequence)
+        held, begin = self._held[sequence], self.begin(sequence) + 2
         self._free += reversed(self.flat[begin : begin + held].tolist())
         self._held[sequence] = self._reserved[sequence] = 0
