@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specqd.artifact import Function, Manifest, Refused, is_artifact, save
 from specqd.errors import ArtifactError, InputError
-from specqd.manifest import LevelRecord
+from specqd.manifest import Arg, LevelRecord
 from specqd.runtime.cpu import cpu_features
 from specqd.runtime.plan import SEARCH, Plan
 from specqd.staging import demand_free
@@ -122,6 +124,7 @@ def _compile(
     plan = plan or Plan.usual(_usual_chain(program))
     plan.demand(program.chain)
     compiled = build(program, instructions, progress=tell, cache=_library_cache())
+    compiled = replace(compiled, functions=tuple(_with_planes(f, program.caches) for f in compiled.functions))
     written, total = 0, sum(_distinct_weights(compiled.functions).values())
 
     def wrote(count: int) -> None:
@@ -222,6 +225,19 @@ def _level(program: Program, name: str) -> LevelRecord:
 def _caches(program: Program, name: str) -> list[KVCache]:
     inputs = {str(n.target) for n in program.entry(name).graph.nodes if n.op == "placeholder"}
     return [cache for cache in program.caches.values() if f"{cache.name}_k" in inputs]
+
+
+def _with_planes(function: Function, caches: Mapping[str, KVCache]) -> Function:
+    """Say of a block of each cache what it holds for each layer and key head."""
+
+    def shaped(arg: Arg) -> Arg:
+        if arg.kind != "cache":
+            return arg
+        cache = caches[arg.name[:-2]]
+        planes = cache.layers * cache.kv_heads
+        return arg.model_copy(update={"shape": (planes, math.prod(arg.shape) // planes)})
+
+    return function.model_copy(update={"args": tuple(map(shaped, function.args))})
 
 
 def _distinct_weights(functions: tuple[Function, ...]) -> dict[str, int]:

@@ -39,10 +39,10 @@ class Arg(_Record):
     `kind` says who owns it: `tokens`, `positions` and `tables` (int32 `[rows]`: what is fed, where in its sequence
     it stands, and where the table of the sequence begins in `blocks`), `next` (int32, the greedy choices), `sums`
     (float32 `[rows, 2]`: how sure they are, see codegen/kernels/argmax.py) and `logits` (float32) are the caller's;
-    a `cache` is state, shared by all functions that name it, of any number of blocks of 16 positions, and its shape
-    that of one block; `blocks` (int32, of any size) are the tables that say which blocks hold a sequence; a
-    `scratch` means nothing between calls; a `weight` lies in the weight file. `gathered`: only one row a token is
-    read of it.
+    a `cache` is state, shared by all functions that name it, of any number of blocks of 16 positions: it lies as
+    `[planes, blocks, elements]` and its shape is that of one block, `[planes, elements]`; `blocks` (int32, of any
+    size) are the tables that say which blocks hold a sequence; a `scratch` means nothing between calls; a `weight`
+    lies in the weight file. `gathered`: only one row a token is read of it.
     """
 
     name: str

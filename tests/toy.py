@@ -95,7 +95,7 @@ def _function(entry: str, rows: int, draft: Draft, last_only: bool) -> Function:
         Arg(name="positions", kind="positions", dtype="int32", shape=(rows,)),
         Arg(name="tables", kind="tables", dtype="int32", shape=(rows,)),
         Arg(name="next", kind="next", dtype="int32", shape=(1 if last_only else rows,)),
-        Arg(name=draft.cache, kind="cache", dtype="uint16", shape=(BLOCK,)),
+        Arg(name=draft.cache, kind="cache", dtype="uint16", shape=(1, BLOCK)),
         Arg(name="blocks", kind="blocks", dtype="int32", shape=(1,)),
         Arg(name="table", kind="weight", dtype="int32", shape=(VOCAB,)),
     )

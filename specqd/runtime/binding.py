@@ -51,6 +51,14 @@ class Memory:
                 )
         needed.update(manifest.sizes("scratch"))
         self._buffers = {name: aligned(size) for name, size in needed.items()}
+        shapes = {arg.name: arg.shape for f in manifest.functions for arg in f.args if arg.kind == "cache"}
+        self.copies_blocks = all(len(shape) == 2 for shape in shapes.values())
+        self._planes = [self._buffers[name].reshape(s[0], tables.pool, -1) for name, s in shapes.items()]
+
+    def copy_block(self, source: int, block: int) -> None:
+        """Copy what all caches hold in a block to another one."""
+        for planes in self._planes:
+            planes[:, block] = planes[:, source]
 
     def array(self, arg: Arg) -> np.ndarray:
         """Return the array of an argument: its own, or the one shared by all that name it."""

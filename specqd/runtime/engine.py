@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from specqd.artifact import Artifact, open_artifact
 from specqd.errors import InputError
 from specqd.manifest import BLOCK
 from specqd.runtime.binding import Memory, bind
-from specqd.runtime.blocks import BlockTables, blocks_for
+from specqd.runtime.blocks import BlockTables, pool_size
 from specqd.runtime.cpu import demand_cpu
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
@@ -40,7 +39,8 @@ class Engine:
     `feed` feeds consecutive positions to an entry; positions it feeds again are overwritten in the caches,
     and later ones are ignored. By default the thread count follows what is fastest at the time
     (`ThreadChoice`) up to `threads`, itself by default the CPUs this process may use. The caches hold `positions`
-    positions of all sequences together, by default all that `sequences` sequences may have.
+    positions of all sequences together, or what fits into `cache_mb` megabytes (10^6 bytes), by default all that
+    `sequences` sequences may have. `prefix_sharing`: sequences that begin alike may share blocks of them.
     """
 
     def __init__(
@@ -50,28 +50,31 @@ class Engine:
         *,
         sequences: int = 1,
         positions: int | None = None,
+        cache_mb: float | None = None,
+        prefix_sharing: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"cannot run on {threads} threads: give 1 or more")
-        if sequences < 1 or (positions is not None and positions < 1):
-            raise InputError(f"cannot hold {sequences} sequences in {positions} positions: give 1 or more")
         manifest = artifact.manifest
         demand_cpu(manifest.triple, manifest.cpu_features)
         if "amx_tile" in manifest.cpu_features:
             permit_tiles()
         self.artifact = artifact
         self.manifest = manifest
-        pool = min(blocks_for(positions or sys.maxsize), sequences * blocks_for(manifest.capacity))
+        pool = pool_size(manifest, sequences, positions, cache_mb)
         self.tables = BlockTables(sequences, manifest.capacity, pool)
         self.capacity = min(manifest.capacity, pool * BLOCK)
         self.vocab_size = manifest.vocab_size
         self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
+        self._caches = {name: frozenset(manifest.sizes("cache", name)) for name in self._levels}
         self.threads = threads or available_cpus()
         self._choice = ThreadChoice(self.threads)
         self._threads_set = 0
         self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)
         memory = Memory(manifest, read_weights(artifact.weights), self.tables)
+        self.copy_block = memory.copy_block
+        self.prefix_sharing = prefix_sharing and memory.copies_blocks
         self._bound = {(f.entry, f.rows): bind(f, self.find(f.symbol), memory) for f in manifest.functions}
         self._rows: dict[tuple[str, bool], tuple[int, ...]] = {}
         for f in sorted(manifest.functions, key=lambda f: f.rows):
@@ -91,6 +94,8 @@ class Engine:
         *,
         sequences: int = 1,
         positions: int | None = None,
+        cache_mb: float | None = None,
+        prefix_sharing: bool = True,
         verify: bool = False,
     ) -> Engine:
         """Check and load an artifact; its code runs in this process, so open only what you trust.
@@ -99,7 +104,14 @@ class Engine:
             ArtifactError: the artifact is damaged or was made for another CPU.
         """
         artifact = open_artifact(Path(directory), verify=verify)
-        return cls(artifact, threads, sequences=sequences, positions=positions)
+        return cls(
+            artifact,
+            threads,
+            sequences=sequences,
+            positions=positions,
+            cache_mb=cache_mb,
+            prefix_sharing=prefix_sharing,
+        )
 
     def rows(self, entry: str, *, every_row: bool = False) -> tuple[int, ...]:
         """Row counts that `entry` was compiled for, ascending; `every_row`: those that output each row."""
@@ -115,7 +127,11 @@ class Engine:
 
     def caches(self, entry: str) -> frozenset[str]:
         """Names of the caches that an entry uses."""
-        return frozenset(self.manifest.sizes("cache", entry))
+        return self._caches[entry]
+
+    def contested(self, entry: str) -> bool:
+        """Whether another entry can write to a cache of this one."""
+        return any(name != entry and caches & self._caches[entry] for name, caches in self._caches.items())
 
     def step(self, entry: str, tokens: Sequence[int], start: int) -> np.ndarray:
         """Feed `tokens` as `feed` does; return the greedy next token after each (int32, a view)."""
