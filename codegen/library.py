@@ -17,7 +17,7 @@ from specqd.codegen.isa import ISA
 from specqd.codegen.pack import Packed, pack
 from specqd.errors import CodegenError
 from specqd.manifest import Arg, Compiled, Function
-from specqd.program import Program
+from specqd.program import OBSERVER, Program
 from specqd.reference import propagate
 
 __all__ = ["Weights", "build", "machine_code"]
@@ -58,6 +58,8 @@ def _plan(program: Program) -> Iterator[tuple[str, int, bool]]:
         if not caches <= filled:
             yield from ((name, rows, True) for rows in PREFILL_ROWS)
         filled |= caches
+    for selection in program.selections.values():
+        yield OBSERVER, selection.window, True
 
 
 def build(

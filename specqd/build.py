@@ -6,13 +6,13 @@ import errno
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specqd.artifact import Function, Manifest, Refused, is_artifact, save
 from specqd.errors import ArtifactError, InputError
-from specqd.manifest import Arg, LevelRecord
+from specqd.manifest import Arg, CacheRecord, LevelRecord, SelectionRecord
 from specqd.runtime.cpu import cpu_features
 from specqd.runtime.plan import SEARCH, Plan
 from specqd.staging import demand_free
@@ -193,6 +193,8 @@ def _fitting(context: int | None, program: Program) -> int:
 
 
 def _facts(program: Program, pipeline: str, plan: Plan) -> dict[str, Any]:
+    from specqd.program import OBSERVER
+
     model = program.model
     return {
         "family": model.family,
@@ -204,6 +206,20 @@ def _facts(program: Program, pipeline: str, plan: Plan) -> dict[str, Any]:
         "eos_token_ids": model.eos_token_ids,
         "bos_token_id": model.bos_token_id,
         "plan": str(plan),
+        "max_positions": model.max_positions,
+        "caches": {
+            c.name: CacheRecord(
+                layers=c.layers, kv_heads=c.kv_heads, first_plane=program.first_plane(c.name)
+            )
+            for c in program.caches.values()
+        },
+        "selection": next(
+            (
+                SelectionRecord(entry=name, observer=OBSERVER, **asdict(selection))
+                for name, selection in program.selections.items()
+            ),
+            None,
+        ),
         "levels": {name: _level(program, name) for name in program.chain},
         "refusals": tuple(
             Refused(step=event.step, entry=event.entry, node=node, why=why)

@@ -10,7 +10,11 @@ from torch import fx
 
 from specqd.errors import InputError
 
-__all__ = ["Entry", "Event", "KVCache", "ModelInfo", "Program", "Selection"]
+__all__ = ["OBSERVER", "Entry", "Event", "KVCache", "ModelInfo", "Program", "Selection"]
+
+
+OBSERVER = "observer"
+"""The entry that tells how much attention each slot of the target's cache gets: see passes/kv/select.py."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which positions an entry keeps in its cache, or attends to in the target's: see passes/kv/select.py."""
+    """Which positions an entry keeps in its cache, or attends to in the target's: see passes/kv/select.py.
+
+    `method` and `options` are what `specqd.selection.method` takes.
+    """
 
     method: str
+    options: dict[str, str | int | float]
     tokens: int
     every: int
     window: int

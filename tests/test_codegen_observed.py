@@ -7,7 +7,8 @@ import pytest
 import torch
 from compiled import RUNNABLE, Compiled, llama, random_tokens
 
-from specqd.passes.kv.select import OBSERVER, SelectKV
+from specqd.passes.kv.select import SelectKV
+from specqd.program import OBSERVER
 from specqd.reference import Interpreter, inputs, new_caches
 
 

@@ -12,11 +12,11 @@ from specqd.errors import InputError
 from specqd.passes.contract import Pass, Refusal
 from specqd.passes.match import arguments, calls
 from specqd.passes.rewrite import replace
-from specqd.program import Entry, Program, Selection
+from specqd.program import OBSERVER, Entry, Program, Selection
+from specqd.selection import method
 
-__all__ = ["OBSERVER", "SelectKV"]
+__all__ = ["SelectKV"]
 
-OBSERVER = "observer"
 _ARGUMENTS = (
     "q", "k", "v", "cache_k", "cache_v", "positions", "scale", "layer", "window", "softcap", "sinks",
 )  # fmt: skip
@@ -43,7 +43,11 @@ class SelectKV(Pass):
        away), a draft with a cache of its own, and an entry for which something is selected already.
 
     Attributes:
-        method: how to score, see `specqd.selection`.
+        method: how to score: a name of `specqd.selection`.
+        scorer: the method whose scores `kvcrush` goes by.
+        share: how much of what `kvcrush` chooses are proxies of the rest.
+        anchor: the code that `kvcrush` measures distances from.
+        seed: of `kvcrush`'s random anchor, and of `random`.
         tokens: positions to keep, with the first ones and the newest ones among them.
         every: positions that come until the next selection.
         window: latest queries that are looked at, rows of the observer.
@@ -54,6 +58,10 @@ class SelectKV(Pass):
     name = "select-kv"
     acts_on: ClassVar[Literal["every entry", "the target"]] = "the target"
     method: str = "snapkv"
+    scorer: str = "snapkv"
+    share: float = 0.25
+    anchor: Literal["random", "mean", "inverse-mean", "alternating", "zeros", "ones"] = "random"
+    seed: int = 0
     tokens: int = 1024
     every: int = 256
     window: int = 16
@@ -69,6 +77,7 @@ class SelectKV(Pass):
                 f"selection every {self.every}: give 0 or more sinks, 1 or more of the rest, and at least the window "
                 "as recent"
             )
+        method(self.method, **self._options())
         if self.tokens <= self.sinks + self.recent:
             raise InputError(
                 f"{self.name}: {self.tokens} tokens are no more than the {self.sinks} sinks and {self.recent} recent "
@@ -88,12 +97,18 @@ class SelectKV(Pass):
             yield Refusal(output.name, reason)
             return
         program.selections[entry.name] = Selection(
-            self.method, self.tokens, self.every, self.window, self.sinks, self.recent
+            self.method, self._options(), self.tokens, self.every, self.window, self.sinks, self.recent
         )
         if OBSERVER not in program.entries:
             yield from _derive_observer(program)
         else:
             yield next(n for n in reversed(program.entries[OBSERVER].graph.nodes) if n.op == "output")
+
+    def _options(self) -> dict[str, str | int | float]:
+        """Return the options that are the method's own."""
+        if self.method == "kvcrush":
+            return {"scorer": self.scorer, "share": self.share, "anchor": self.anchor, "seed": self.seed}
+        return {"seed": self.seed} if self.method == "random" else {}
 
     def _unsuitable(self, program: Program, entry: Entry) -> str | None:
         attentions = [n for n in entry.graph.nodes if calls(n, ops.cached_attention)]

@@ -141,8 +141,10 @@ class Batch:
 
     def _choose(self) -> list[_Running]:
         """Return the sequences whose wanted passes become one."""
-        entry = max((one.wanted.entry for one in self._running), key=self._depth.__getitem__)
+        entry = max((one.wanted.entry for one in self._running), key=lambda entry: self._depth.get(entry, 0))
         asking = [one for one in self._running if one.wanted.entry == entry]
+        if entry not in self._depth:
+            return asking[:1]  # an observer, which looks at one sequence
         most = self._engine.rows(entry, every_row=True)[-1]
         if len(asking[0].wanted.tokens) > most:
             return asking[:1]  # a piece of a prompt
@@ -162,7 +164,7 @@ class Batch:
         output = engine.feed_pieces(entry, pieces)
         seconds = engine.seconds - before
         self.passes += 1
-        cost = self._cost[entry]
+        cost = self._cost.setdefault(entry, PassCost())
         cost.learn(sum(rows), seconds)
         # What a row costs more is the sequence's own; what the pass costs anyway is shared.
         of_rows = min(cost.row, seconds / sum(rows))

@@ -29,6 +29,8 @@ class Bound:
     positions: np.ndarray
     tables: np.ndarray
     output: Output
+    emphasis: np.ndarray | None = None
+    received: np.ndarray | None = None
 
 
 class Memory:
@@ -101,6 +103,8 @@ def bind(function: Function, call: Callable[..., None], memory: Memory) -> Bound
         tokens=by_kind["tokens"],
         positions=by_kind["positions"],
         tables=by_kind["tables"],
+        emphasis=by_kind.get("emphasis"),
+        received=by_kind.get("received"),
         output=Output(
             by_kind["next"],
             None if logits is None else logits.reshape(rows, -1),

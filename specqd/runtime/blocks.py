@@ -45,18 +45,21 @@ def pool_size(manifest: Manifest, sequences: int, positions: int | None, megabyt
 class BlockTables:
     """Tables of `sequences` sequences of at most `capacity` positions each, over a pool of `pool` blocks.
 
-    `flat`, int32 `[sequences * blocks_for(capacity)]`, is what compiled code reads; a sequence's table begins at
-    `begin(sequence)`. Blocks are given out when positions are first fed, and `reserve` sets them aside before, so that
+    `flat`, int32, is what compiled code reads; a sequence's tables begin at `begin(sequence)`, all planes sharing one
+    (see Paged in codegen/kernels/attention.py), and the last of it, `beside`, are other tables. `texts` counts the texts
+    that a sequence had. Blocks are given out when positions are first fed, and `reserve` sets them aside before, so that
     a sequence that was let in never runs out of them. All caches of an engine follow the same tables.
 
     Each block is either free, or held by one or more sequences (`share`), or kept: held by none, but known to `index`
     by its text. Kept blocks are given out when no others are free, the least recently used first.
     """
 
-    def __init__(self, sequences: int, capacity: int, pool: int) -> None:
+    def __init__(self, sequences: int, capacity: int, pool: int, beside: int = 0) -> None:
         self._each = 2 + blocks_for(capacity)
         self.sequences, self.pool = sequences, pool
-        self.flat = aligned(sequences * self._each * 4).view(np.int32)
+        self.flat = aligned((sequences * self._each + beside) * 4).view(np.int32)
+        self.beside = self.flat[sequences * self._each :]
+        self.texts = [0] * sequences
         self.index = PrefixIndex()
         self._free = list(reversed(range(pool)))
         self._kept: dict[int, None] = {}  # the least recently used first
@@ -79,6 +82,10 @@ class BlockTables:
         """Return the blocks that the sequence holds, in the order of its positions."""
         begin = self.begin(sequence) + 2
         return self.flat[begin : begin + self._held[sequence]].tolist()
+
+    def block(self, sequence: int, place: int) -> int:
+        """Return the block of a sequence that holds its slots from `place * 16` on."""
+        return int(self.flat[self.begin(sequence) + 2 + place])
 
     def take(self) -> int | None:
         """Return a sequence that nobody has taken, and holds nothing, until it is released; None if there is none."""
@@ -133,6 +140,7 @@ class BlockTables:
     def release(self, sequence: int) -> None:
         """Take back the sequence, with all that it holds and has reserved."""
         self._taken.discard(sequence)
+        self.texts[sequence] += 1
         # From the end: without the blocks before it, a block is of no use to others, so it goes first.
         for block in reversed(self.blocks(sequence)):
             self._holders[block] -= 1

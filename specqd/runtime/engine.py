@@ -12,11 +12,13 @@ import numpy as np
 from specqd.artifact import Artifact, open_artifact
 from specqd.errors import InputError
 from specqd.manifest import BLOCK
-from specqd.runtime.binding import Memory, bind
+from specqd.runtime.binding import Bound, Memory, bind
 from specqd.runtime.blocks import BlockTables, pool_size
 from specqd.runtime.cpu import demand_cpu
+from specqd.runtime.draft_selection import DraftSelection, tables_size
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
+from specqd.runtime.selecting import Schedule
 from specqd.runtime.threads import ThreadChoice, available_cpus
 from specqd.runtime.tiles import permit_tiles
 from specqd.weightfile import read_weights
@@ -62,11 +64,15 @@ class Engine:
         self.artifact = artifact
         self.manifest = manifest
         pool = pool_size(manifest, sequences, positions, cache_mb)
-        self.tables = BlockTables(sequences, manifest.capacity, pool)
+        record = manifest.selection
+        beside = tables_size(manifest, record) * sequences if record else 0
+        self.tables = BlockTables(sequences, manifest.capacity, pool, beside)
+        self._selection = DraftSelection(manifest, record, self.tables) if record else None
         self.capacity = min(manifest.capacity, pool * BLOCK)
         self.vocab_size = manifest.vocab_size
         self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
-        self._caches = {name: frozenset(manifest.sizes("cache", name)) for name in self._levels}
+        self._observer = record.observer if record else ""
+        self._caches = {name: frozenset(manifest.sizes("cache", name)) for name in self.entries}
         self.threads = threads or available_cpus()
         self._choice = ThreadChoice(self.threads)
         self._threads_set = 0
@@ -76,6 +82,9 @@ class Engine:
         self.copy_block = memory.copy_block
         self.prefix_sharing = prefix_sharing and memory.copies_blocks
         self._bound = {(f.entry, f.rows): bind(f, self.find(f.symbol), memory) for f in manifest.functions}
+        for bound in self._bound.values():
+            if bound.emphasis is not None:
+                bound.emphasis[:] = 1 / len(bound.emphasis)
         self._rows: dict[tuple[str, bool], tuple[int, ...]] = {}
         for f in sorted(manifest.functions, key=lambda f: f.rows):
             for every_row in {False, not f.last_only}:
@@ -122,8 +131,13 @@ class Engine:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Names of the compiled entries."""
-        return tuple(dict.fromkeys(entry for entry, _ in self._bound))
+        """Names of the compiled entries that can be levels of a plan."""
+        return tuple(dict.fromkeys(f.entry for f in self.manifest.functions if f.entry != self._observer))
+
+    def schedule(self) -> Schedule | None:
+        """When to select positions of a new text; None if that is never done."""
+        record = self.manifest.selection
+        return Schedule(record, self.capacity, record.entry == self.manifest.chain[0]) if record else None
 
     def caches(self, entry: str) -> frozenset[str]:
         """Names of the caches that an entry uses."""
@@ -170,7 +184,7 @@ class Engine:
             self.tables.hold(piece.sequence, end)
             bound.tokens[first:last] = tokens
             bound.positions[first:last] = range(start, end)
-            bound.tables[first:last] = self.tables.begin(piece.sequence)
+            bound.tables[first:last] = self._begin(entry, piece.sequence, end)
             first = last
         if count < rows:
             for given in (bound.tokens, bound.positions, bound.tables):
@@ -182,7 +196,21 @@ class Engine:
         taken = time.perf_counter() - began
         self.seconds += taken
         self._choice.report(key, threads, taken)
+        if entry == self._observer:
+            self._select(bound, pieces[0])
         return bound.output
+
+    def _begin(self, entry: str, sequence: int, end: int) -> int:
+        """Where the tables begin by which an entry finds the sequence's positions, up to `end`."""
+        selection = self._selection
+        own = selection.begin(sequence, end) if selection and entry == selection.entry else None
+        return self.tables.begin(sequence) if own is None else own
+
+    def _select(self, bound: Bound, piece: Piece) -> None:
+        """Select positions of a sequence by what the observer saw."""
+        assert self._selection is not None and bound.received is not None
+        length = piece.start + len(piece.tokens)
+        self._selection.select(piece.sequence, length, bound.received.reshape(self.manifest.planes, -1))
 
     def room(self, entry: str, start: int) -> int:
         """Most rows that `feed` takes at once from position `start` and outputs each of; 0 at the cache's end."""
@@ -221,9 +249,9 @@ class Engine:
 
     def _fitting(self, entry: str, count: int, every_row: bool) -> int:
         """Rows of the function that takes `count` of them; with `every_row`, one that outputs each."""
-        sizes = self.rows(entry, every_row=True)
         if not every_row and (entry, count) in self._bound:
             return count
+        sizes = self.rows(entry, every_row=True)
         if not 1 <= count <= sizes[-1]:
             raise self._no_function(entry, count)
         return next(rows for rows in sizes if count <= rows)

@@ -76,7 +76,7 @@ class Sharing:
             of_block = {
                 one.entry: min(max(now - start, 0), BLOCK) for one, now in zip(self._levels, fed, strict=True)
             }
-            block = int(tables.flat[tables.begin(self._sequence) + place])
+            block = tables.block(self._sequence, place)
             tables.index.learn(block, self._digests[place], tokens, of_block)
             if place + 1 == len(self._digests) and len(tokens) == BLOCK:
                 self._digests.append(digest(self._digests[place], tokens))
