@@ -13,7 +13,7 @@ from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.cache import Paged
 from specqd.codegen.kernels.tiling import THREADS
-from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, splat, store, tirx
+from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, prefetch, splat, store, tirx
 from specqd.manifest import BLOCK
 
 __all__ = ["CHUNK", "Attention", "attention"]
@@ -21,6 +21,8 @@ __all__ = ["CHUNK", "Attention", "attention"]
 #: positions between two rescalings of the running softmax
 CHUNK = 128
 _LOW = -1e30
+#: weights that a scale could make subnormal, with which CPUs are slow
+_NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class _Unit:
         oldest = tirx.max(self.position - (self.a.window - 1), i32(0)) if self.a.window else i32(0)
         begin = bind(oldest // CHUNK)
         newest = bind(self.position + (self.rows - 1))
+        self.last = bind(newest // BLOCK)
         with I.serial(0, newest // CHUNK + 1 - begin) as c:
             base = bind((begin + c) * CHUNK)
             count = bind(tirx.min(newest + 1 - base, i32(CHUNK)))
@@ -167,9 +170,10 @@ class _Unit:
         blocks = [
             bind(self.cache.block(self.plane, self.table, index + b) * form.elements) for b in range(wide)
         ]
-        sums = self._multiply(q, blocks, 0)
+        later = [self._later(index + b) * form.elements for b in range(wide)]
+        sums = self._multiply(q, blocks, later, 0)
         for group in range(1, -(-a.key_dim // form.group)):
-            for total, more in zip(sums, self._multiply(q, blocks, group), strict=True):
+            for total, more in zip(sums, self._multiply(q, blocks, later, group), strict=True):
                 for v in range(0, wide * BLOCK, lanes):
                     store(total, v, load(total, v, lanes) + load(more, v, lanes), lanes)
         for head, scores in zip(sums, self.scores, strict=True):
@@ -181,7 +185,11 @@ class _Unit:
                         value = maths.tanh(value * f32(1 / a.softcap)) * f32(a.softcap)
                     I.buffer_store(scores, value, [first * BLOCK + at + v])
 
-    def _multiply(self, q: Any, blocks: list[Any], group: int) -> list[Any]:
+    def _later(self, index: Any) -> Any:
+        """Where the block lies that is read a chunk after block `index`, or the last one."""
+        return bind(self.cache.block(self.plane, self.table, tirx.min(index + CHUNK // BLOCK, self.last)))
+
+    def _multiply(self, q: Any, blocks: list[Any], later: list[Any], group: int) -> list[Any]:
         """Multiply the queries with one group of channels of whole blocks of keys, a local buffer each."""
         isa, lanes, form, keys = self.isa, self.isa.lanes, self.cache.key_form, self.cache.keys
         places = [(at, blocks[at // BLOCK], at % BLOCK) for at in range(0, len(blocks) * BLOCK, lanes)]
@@ -197,6 +205,8 @@ class _Unit:
                     channel = query * (2 * form.pairs) + d * 2
                     even = isa.fma(low, splat(q[channel], lanes), load(head, at, lanes))
                     store(head, at, isa.fma(high, splat(q[channel + 1], lanes), even), lanes)
+            for block in later:
+                prefetch(keys, block + d * (form.elements // form.pairs))
         for at, block, slot in places:
             scales = form.scales(keys, block, group, slot)
             for head in sums if scales is not None else ():
@@ -247,8 +257,11 @@ class _Unit:
                     store(head, j * lanes, load(mixed, (tile * span + j) * lanes, lanes), lanes)
             with I.serial(0, (count + (BLOCK - 1)) // BLOCK) as b:
                 block = bind(self.cache.block(self.plane, self.table, base // BLOCK + b) * form.elements)
+                later = self._later(base // BLOCK + b) * form.elements + tile * (lanes * span)
                 weights = self._weights(block, b, tile * (lanes * span), lanes * span)
                 with I.serial(0, tirx.min(count - b * BLOCK, i32(BLOCK))) as t:
+                    for line in range(0, lanes * span, form.line):
+                        prefetch(self.cache.values, later + t * (form.elements // BLOCK) + line)
                     for j in range(span):
                         v = form.vector(self.cache.values, block, t, (tile * span + j) * lanes, lanes)
                         of_group = weights[j * lanes // form.group]
@@ -287,8 +300,10 @@ class _Unit:
         if scales[0] is None:
             return lambda t: weights[b * BLOCK + t]
         lanes, products = self.isa.lanes, local(BLOCK, "float32")
+        least, zero = (splat(f32(x), lanes) for x in (_NOTHING, 0.0))
         for i, scale in enumerate(scales):
-            store(products, i * lanes, load(weights, b * BLOCK + i * lanes, lanes) * scale, lanes)
+            weight = bind(load(weights, b * BLOCK + i * lanes, lanes))
+            store(products, i * lanes, tirx.Select(weight > least, weight, zero) * scale, lanes)
         return lambda t: products[t]
 
     def finish(self, out: Any) -> None:

@@ -39,6 +39,11 @@ class _Format(ABC):
         """Elements of a block."""
 
     @property
+    def line(self) -> int:
+        """Elements of a line of the CPU's caches."""
+        return 512 // int(self.dtype.removeprefix("int"))
+
+    @property
     def group(self) -> int:
         """Neighbouring channels that share a scale."""
         return self.channels
