@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from specqd.cache_formats import FORMATS
 from specqd.errors import InputError
 
 __all__ = ["OBSERVER", "Entry", "Event", "KVCache", "ModelInfo", "Program", "Selection"]
@@ -22,7 +23,8 @@ class KVCache:
     """Declared state: keys and values of the attention layers that share one shape.
 
     Held as two tensors, `[layers, kv_heads, capacity, key_dim]` and `[..., value_dim]`, that graphs take as
-    placeholders `<name>_k` and `<name>_v`. Slot `p` belongs to position `p`.
+    placeholders `<name>_k` and `<name>_v`. Slot `p` belongs to position `p`. `key_dtype` and `value_dtype` are names
+    of specqd.cache_formats; see `reference.new_caches` on the tensors of quantised ones.
     """
 
     name: str
@@ -31,13 +33,22 @@ class KVCache:
     key_dim: int
     value_dim: int
     capacity: int
-    dtype: str = "bfloat16"
+    key_dtype: str = "bfloat16"
+    value_dtype: str = "bfloat16"
+
+    @property
+    def dtype(self) -> str:
+        """The format in words: `bfloat16`, or `int8 keys, bfloat16 values` where they differ."""
+        if self.key_dtype == self.value_dtype:
+            return self.key_dtype
+        return f"{self.key_dtype} keys, {self.value_dtype} values"
 
     @property
     def bytes(self) -> int:
         """Memory of the whole cache in bytes."""
-        width = torch.empty(0, dtype=getattr(torch, self.dtype)).element_size()
-        return self.layers * self.kv_heads * self.capacity * (self.key_dim + self.value_dim) * width
+        parts = ((self.key_dtype, self.key_dim), (self.value_dtype, self.value_dim))
+        vectors = sum(FORMATS[dtype].vector_bytes(channels) for dtype, channels in parts)
+        return self.layers * self.kv_heads * self.capacity * vectors
 
 
 @dataclass

@@ -1,9 +1,6 @@
 """Causal attention over the KV cache, in chunks of positions with a running softmax.
 
-A cache is made of planes, one for each layer and key head; a plane of blocks of 16 positions, in any order: a table
-says where the blocks of a sequence lie. Keys lie in a block with pairs of channels outside, positions inside (BF16
-pairs in one int32), so a block of scores is a small matrix kernel without horizontal sums; values lie position by
-position. Chunks start at multiples of `CHUNK`, whatever the query, so a row's bits depend on its position alone.
+Chunks start at multiples of `CHUNK`, whatever the query, so a row's bits depend on its position alone.
 """
 
 from __future__ import annotations
@@ -14,15 +11,18 @@ from typing import Any
 
 from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.cache import Paged
 from specqd.codegen.kernels.tiling import THREADS
-from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, splat, store, tirx
+from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, prefetch, splat, store, tirx
 from specqd.manifest import BLOCK
 
-__all__ = ["CHUNK", "Attention", "Paged", "Unit", "attention", "query_tile"]
+__all__ = ["CHUNK", "Attention", "Unit", "attention", "query_tile"]
 
 #: positions between two rescalings of the running softmax
 CHUNK = 128
 _LOW = -1e30
+#: weights that a scale could make subnormal, with which CPUs are slow
+_NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
@@ -46,37 +46,6 @@ class Attention:
     def pairs(self) -> int:
         """Channel pairs of a key."""
         return -(-self.key_dim // 2)
-
-
-@dataclass(frozen=True)
-class Paged:
-    """One layer of a paged cache, and where each row stands.
-
-    `keys` int32, `values` int16, each `pool` blocks a plane; `blocks` int32 holds the tables, `tables` int32 `[rows]`
-    where in it those of each row begin, `positions` int32 `[rows]` each row's place in its sequence. First comes how
-    far the table of a plane is from that of the plane before (0: they share one), counted from the model's first, of
-    which this cache has those from `first` on. A table begins with how many positions of the sequence are not
-    in the cache any more; then come the blocks of those that are, in order: its slots.
-    """
-
-    keys: Any
-    values: Any
-    pool: Any
-    layer: Any
-    blocks: Any
-    tables: Any
-    positions: Any
-    first: int = 0
-
-    def stand(self, plane: Any, row: Any) -> tuple[Any, Any]:
-        """Return where the row's table for a plane begins, and the row's slot."""
-        begin = bind(self.tables[row])
-        table = bind(begin + 1 + (plane + self.first) * self.blocks[begin])
-        return table, bind(self.positions[row] - self.blocks[table])
-
-    def block(self, plane: Any, table: Any, index: Any) -> Any:
-        """Where block `index` of a table lies in a plane, counted in blocks from the buffer's begin."""
-        return plane * self.pool + self.blocks[table + 1 + index]
 
 
 def attention(
@@ -157,6 +126,7 @@ class Unit:
         self.rows, self.width = shape
         self.queries = [query + (r * a.heads + g) for r in range(self.rows) for g in range(self.width)]
         self.table, self.slot = cache.stand(plane, row)
+        self.last = bind((self.slot + (self.rows - 1)) // BLOCK)
         self.scores = [local(CHUNK, "float32") for _ in self.queries]
         self.mixed = [local(a.value_dim, "float32") for _ in self.queries]
         self.top, self.total = (local(len(self.queries), "float32") for _ in range(2))
@@ -196,34 +166,53 @@ class Unit:
                 self._score_blocks(q, base, blocks // wide * wide + b, 1)
 
     def _score_blocks(self, q: Any, base: Any, first: Any, wide: int) -> None:
-        isa, a, lanes = self.isa, self.a, self.isa.lanes
-        span = wide * BLOCK
-        acc = [local(span, "float32") for _ in self.queries]
-        for head in acc:
-            for v in range(0, span, lanes):
-                store(head, v, splat(f32(0.0), lanes), lanes)
+        a, lanes, form = self.a, self.isa.lanes, self.cache.key_form
         index = bind(base // BLOCK + first)
         blocks = [
-            bind(self.cache.block(self.plane, self.table, index + b) * (a.pairs * BLOCK)) for b in range(wide)
+            bind(self.cache.block(self.plane, self.table, index + b) * form.elements) for b in range(wide)
         ]
-        with I.serial(0, a.pairs) as d:
-            for v in range(0, span, lanes):
-                at = blocks[v // BLOCK] + v % BLOCK + d * BLOCK
-                words = bind(load(self.cache.keys, at, lanes))
-                low = bind(_float(tirx.shift_left(words, splat(i32(16), lanes)), lanes))
-                high = bind(_float(tirx.bitwise_and(words, splat(i32(-65536), lanes)), lanes))
-                for query, head in zip(self.queries, acc, strict=True):
-                    at = query * (2 * a.pairs) + d * 2
-                    even = isa.fma(low, splat(q[at], lanes), load(head, v, lanes))
-                    store(head, v, isa.fma(high, splat(q[at + 1], lanes), even), lanes)
-        for head, scores in zip(acc, self.scores, strict=True):
+        later = [self._later(index + b) * form.elements for b in range(wide)]
+        sums = self._multiply(q, blocks, later, 0)
+        for group in range(1, -(-a.key_dim // form.group)):
+            for total, more in zip(sums, self._multiply(q, blocks, later, group), strict=True):
+                for v in range(0, wide * BLOCK, lanes):
+                    store(total, v, load(total, v, lanes) + load(more, v, lanes), lanes)
+        for head, scores in zip(sums, self.scores, strict=True):
             # Indices are constants here, or LLVM would keep the sums in memory.
-            for at in range(0, span, lanes):
+            for at in range(0, wide * BLOCK, lanes):
                 with I.vectorized(0, lanes) as v:
                     value = head[at + v] * f32(a.scale)
                     if a.softcap:
                         value = maths.tanh(value * f32(1 / a.softcap)) * f32(a.softcap)
                     I.buffer_store(scores, value, [first * BLOCK + at + v])
+
+    def _later(self, index: Any) -> Any:
+        """Where the block lies that is read a chunk after block `index`, or the last one."""
+        return bind(self.cache.block(self.plane, self.table, tirx.min(index + CHUNK // BLOCK, self.last)))
+
+    def _multiply(self, q: Any, blocks: list[Any], later: list[Any], group: int) -> list[Any]:
+        """Multiply the queries with one group of channels of whole blocks of keys, a local buffer each."""
+        isa, lanes, form, keys = self.isa, self.isa.lanes, self.cache.key_form, self.cache.keys
+        places = [(at, blocks[at // BLOCK], at % BLOCK) for at in range(0, len(blocks) * BLOCK, lanes)]
+        sums = [local(len(blocks) * BLOCK, "float32") for _ in self.queries]
+        for head in sums:
+            for at, _, _ in places:
+                store(head, at, splat(f32(0.0), lanes), lanes)
+        first = group * form.group // 2
+        with I.serial(first, min(first + -(-form.group // 2), form.pairs)) as d:
+            for at, block, slot in places:
+                low, high = form.pair(keys, block, d, slot)
+                for query, head in zip(self.queries, sums, strict=True):
+                    channel = query * (2 * form.pairs) + d * 2
+                    even = isa.fma(low, splat(q[channel], lanes), load(head, at, lanes))
+                    store(head, at, isa.fma(high, splat(q[channel + 1], lanes), even), lanes)
+            for block in later:
+                prefetch(keys, block + d * (form.elements // form.pairs))
+        for at, block, slot in places:
+            scales = form.scales(keys, block, group, slot)
+            for head in sums if scales is not None else ():
+                store(head, at, load(head, at, lanes) * scales, lanes)
+        return sums
 
     def soften(self, base: Any, count: Any) -> None:
         """Turn scores into weights relative to the highest score so far, and shrink what came before to match."""
@@ -260,12 +249,8 @@ class Unit:
 
     def mix(self, base: Any, count: Any) -> None:
         """Add `count` values from position `base`, in order, each times its weight."""
-        a, lanes = self.a, self.isa.lanes
-        while a.value_dim % lanes:
-            lanes //= 2
-        span = max(1, min(self.isa.accumulators // len(self.queries), a.value_dim // lanes))
-        while (a.value_dim // lanes) % span:
-            span -= 1
+        a, form = self.a, self.cache.value_form
+        lanes, span = self._value_tile()
         kind = f"float32x{lanes}" if lanes > 1 else "float32"
         with I.serial(0, a.value_dim // (lanes * span)) as tile:
             acc = [local(span * lanes, "float32") for _ in self.queries]
@@ -273,20 +258,55 @@ class Unit:
                 for j in range(span):
                     store(head, j * lanes, load(mixed, (tile * span + j) * lanes, lanes), lanes)
             with I.serial(0, (count + (BLOCK - 1)) // BLOCK) as b:
-                block = self.cache.block(self.plane, self.table, base // BLOCK + b)
-                first = bind(block * (BLOCK * a.value_dim) + tile * (lanes * span))
+                block = bind(self.cache.block(self.plane, self.table, base // BLOCK + b) * form.elements)
+                later = self._later(base // BLOCK + b) * form.elements + tile * (lanes * span)
+                weights = self._weights(block, b, tile * (lanes * span), lanes * span)
                 with I.serial(0, tirx.min(count - b * BLOCK, i32(BLOCK))) as t:
+                    for line in range(0, lanes * span, form.line):
+                        prefetch(self.cache.values, later + t * (form.elements // BLOCK) + line)
                     for j in range(span):
-                        at = first + t * a.value_dim + j * lanes
-                        wide = tirx.Cast(kind.replace("float", "int"), load(self.cache.values, at, lanes))
-                        v = bind(_float(tirx.shift_left(wide, splat(i32(16), lanes)), lanes))
-                        for head, weights in zip(acc, self.scores, strict=True):
-                            weight = splat(weights[b * BLOCK + t], lanes)
-                            new = intrinsic(kind, "llvm.fmuladd", v, weight, load(head, j * lanes, lanes))
+                        v = form.vector(self.cache.values, block, t, (tile * span + j) * lanes, lanes)
+                        of_group = weights[j * lanes // form.group]
+                        for head, weight in zip(acc, of_group, strict=True):
+                            old = load(head, j * lanes, lanes)
+                            new = intrinsic(kind, "llvm.fmuladd", v, splat(weight(t), lanes), old)
                             store(head, j * lanes, new, lanes)
             for head, mixed in zip(acc, self.mixed, strict=True):
                 for j in range(span):
                     store(mixed, (tile * span + j) * lanes, load(head, j * lanes, lanes), lanes)
+
+    def _value_tile(self) -> tuple[int, int]:
+        """Lanes of a vector of value channels, and vectors that are mixed at once: of whole groups, or within one."""
+        a, lanes, group = self.a, self.isa.lanes, self.cache.value_form.group
+        while a.value_dim % lanes or group % lanes:
+            lanes //= 2
+        span = max(1, min(self.isa.accumulators // len(self.queries), a.value_dim // lanes))
+        while a.value_dim // lanes % span or (span * lanes % group and group % (span * lanes)):
+            span -= 1
+        return lanes, span
+
+    def _weights(self, block: Any, b: Any, channel: Any, size: int) -> list[list[Callable[[Any], Any]]]:
+        """For each group of `size` channels from `channel`, and each query: what a value of the block weighs."""
+        form, lanes = self.cache.value_form, self.isa.lanes
+        found = []
+        for group in range(max(1, size // form.group)):
+            scales = [
+                form.scales(self.cache.values, block, channel // form.group + group, slot)
+                for slot in range(0, BLOCK, lanes)
+            ]
+            scaled = [self._scaled(weights, b, scales) for weights in self.scores]
+            found.append(scaled)
+        return found
+
+    def _scaled(self, weights: Any, b: Any, scales: list[Any]) -> Callable[[Any], Any]:
+        if scales[0] is None:
+            return lambda t: weights[b * BLOCK + t]
+        lanes, products = self.isa.lanes, local(BLOCK, "float32")
+        least, zero = (splat(f32(x), lanes) for x in (_NOTHING, 0.0))
+        for i, scale in enumerate(scales):
+            weight = bind(load(weights, b * BLOCK + i * lanes, lanes))
+            store(products, i * lanes, tirx.Select(weight > least, weight, zero) * scale, lanes)
+        return lambda t: products[t]
 
     def finish(self, out: Any, totals: Any) -> None:
         """Divide by the total weight and store."""
@@ -297,7 +317,3 @@ class Unit:
                 I.buffer_store(totals, inverse, [query * 2 + 1])
             with I.serial(0, self.a.value_dim) as d:
                 I.buffer_store(out, mixed[d] * inverse, [query * self.a.value_dim + d])
-
-
-def _float(bits: Any, lanes: int) -> Any:
-    return tirx.reinterpret(f"float32x{lanes}" if lanes > 1 else "float32", bits)

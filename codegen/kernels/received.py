@@ -6,7 +6,8 @@ from typing import Any
 
 from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.kernels.attention import CHUNK, Attention, Paged, Unit, query_tile
+from specqd.codegen.kernels.attention import CHUNK, Attention, Unit, query_tile
+from specqd.codegen.kernels.cache import Paged
 from specqd.codegen.tir import I, bind, f32, i32, local, parallel, tirx
 
 __all__ = ["received"]

@@ -18,7 +18,8 @@ from specqd.selection import method
 __all__ = ["SelectKV"]
 
 _ARGUMENTS = (
-    "q", "k", "v", "cache_k", "cache_v", "positions", "scale", "layer", "window", "softcap", "sinks",
+    "q", "k", "v", "cache_k", "cache_v", "positions", "scale", "layer", "window", "softcap", "sinks", "key_dtype",
+    "value_dtype",
 )  # fmt: skip
 
 ops = torch.ops.specqd
