@@ -208,9 +208,7 @@ def _facts(program: Program, pipeline: str, plan: Plan) -> dict[str, Any]:
         "plan": str(plan),
         "max_positions": model.max_positions,
         "caches": {
-            c.name: CacheRecord(
-                layers=c.layers, kv_heads=c.kv_heads, first_plane=program.first_plane(c.name)
-            )
+            c.name: CacheRecord(layers=c.layers, kv_heads=c.kv_heads, first_plane=program.first_plane(c.name))
             for c in program.caches.values()
         },
         "selection": next(

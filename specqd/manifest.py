@@ -45,8 +45,8 @@ class Arg(_Record):
     `[planes, capacity]`, the attention that each slot got);
     a `cache` is state, shared by all functions that name it, of any number of blocks of 16 positions: it lies as
     `[planes, blocks, elements]` and its shape is that of one block, `[planes, elements]`; `blocks` (int32, of any
-    size) are the tables that say which blocks hold a sequence (see Paged in codegen/kernels/attention.py); a `scratch` means nothing between calls; a `weight`
-    lies in the weight file. `gathered`: only one row a token is read of it.
+    size) are the tables that say which blocks hold a sequence (see Paged in codegen/kernels/cache.py); a `scratch`
+    means nothing between calls; a `weight` lies in the weight file. `gathered`: only one row a token is read of it.
     """
 
     name: str

@@ -110,9 +110,7 @@ def _(  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
-@torch.library.custom_op(
-    "specqd::observed_cached_attention", mutates_args=("cache_k", "cache_v", "received")
-)
+@torch.library.custom_op("specqd::observed_cached_attention", mutates_args=("cache_k", "cache_v", "received"))
 def observed_cached_attention(
     q: Tensor,
     k: Tensor,

@@ -13,7 +13,20 @@ from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.cache import Paged
 from specqd.codegen.kernels.tiling import THREADS
-from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, prefetch, splat, store, tirx
+from specqd.codegen.tir import (
+    I,
+    bind,
+    f32,
+    i32,
+    intrinsic,
+    load,
+    local,
+    parallel,
+    prefetch,
+    splat,
+    store,
+    tirx,
+)
 from specqd.manifest import BLOCK
 
 __all__ = ["CHUNK", "Attention", "Unit", "attention", "query_tile"]
@@ -224,9 +237,7 @@ class Unit:
             store(peak, 0, splat(f32(_LOW), lanes), lanes)
             store(sums, 0, splat(f32(0.0), lanes), lanes)
             with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
-                score = tirx.Select(
-                    self.seen(base + s * lanes + v, of_row), scores[s * lanes + v], f32(_LOW)
-                )
+                score = tirx.Select(self.seen(base + s * lanes + v, of_row), scores[s * lanes + v], f32(_LOW))
                 I.buffer_store(peak, tirx.max(peak[v], score), [v])
             highest = bind(tirx.max(isa.reduce("fmax", load(peak, 0, lanes)), self.top[g]))
             shrink = bind(maths.exp(self.top[g] - highest))

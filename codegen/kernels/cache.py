@@ -52,6 +52,10 @@ class _Format(ABC):
     def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
         """Write the line of a position; it may be overwritten meanwhile."""
 
+    @abstractmethod
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Say where in a block a position's elements lie: `(first, slots apart, elements apart, how many)` each."""
+
     def scales(self, buffer: Any, base: Any, group: Any, slot: int) -> Any:
         """Load the scales of a group of channels at as many positions from `slot` as there are lanes, if it has any."""
         return None
@@ -88,6 +92,10 @@ class BF16Keys(Keys):
         """A pair of a position each."""
         return self.pairs * BLOCK
 
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Pairs outside, positions inside."""
+        return [(0, 1, BLOCK, self.pairs)]
+
     def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
         """Round to nearest even."""
         with I.serial(0, self.pairs) as d:
@@ -112,6 +120,10 @@ class BF16Values(Values):
     def elements(self) -> int:
         """A channel of a position each."""
         return self.channels * BLOCK
+
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Positions outside, channels inside."""
+        return [(0, self.channels, 1, self.channels)]
 
     def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
         """Round to nearest even."""

@@ -25,6 +25,11 @@ class INT8Keys(Keys):
         """Bytes."""
         return (2 * self.pairs + _SCALE_BYTES) * BLOCK
 
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Channels outside, positions inside; scales position by position."""
+        scales = 2 * self.pairs * BLOCK
+        return [(0, 1, BLOCK, 2 * self.pairs), (scales, _SCALE_BYTES, 1, _SCALE_BYTES)]
+
     def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
         """Round by the scale that is kept."""
         store_scale(buffer, base + 2 * self.pairs * BLOCK, slot, _round(self.isa, self.channels, line))
@@ -54,6 +59,11 @@ class INT8Values(Values):
         """Bytes."""
         return (self.channels + _SCALE_BYTES) * BLOCK
 
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Both position by position."""
+        scales = self.channels * BLOCK
+        return [(0, self.channels, 1, self.channels), (scales, _SCALE_BYTES, 1, _SCALE_BYTES)]
+
     def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
         """Round by the scale that is kept."""
         store_scale(buffer, base + self.channels * BLOCK, slot, _round(self.isa, self.channels, line))
@@ -72,7 +82,9 @@ class INT8Values(Values):
 
 def load_scales(buffer: Any, first: Any, slot: int, lanes: int) -> Any:
     """Load the BF16 scales of `lanes` positions from byte `first` of an int8 buffer, as float32."""
-    halves = tirx.reinterpret(f"int16x{lanes}", load(buffer, first + slot * _SCALE_BYTES, lanes * _SCALE_BYTES))
+    halves = tirx.reinterpret(
+        f"int16x{lanes}", load(buffer, first + slot * _SCALE_BYTES, lanes * _SCALE_BYTES)
+    )
     return bind(as_float(tirx.shift_left(tirx.Cast(f"int32x{lanes}", halves), splat(i32(16), lanes)), lanes))
 
 

@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import fx
 
+from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.attention import Attention, attention
 from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Values
 from specqd.codegen.kernels.cache_int8 import INT8Keys, INT8Values
+from specqd.codegen.kernels.move import move
 from specqd.codegen.kernels.received import received
 from specqd.codegen.lower.values import Value, of_buffer
 from specqd.codegen.tir import I, f32, i32, local
 from specqd.errors import CodegenError
 from specqd.manifest import BLOCK
+from specqd.program import KVCache, Program
 
-__all__ = ["FORMS", "cached_attention"]
+__all__ = ["FORMS", "cached_attention", "movers"]
 
 FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
     "bfloat16": (BF16Keys, BF16Values),
@@ -34,13 +37,7 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     q, k, v = (f.argument(x) for x in node.args[:3])
     name = f.env[node.args[3]].removesuffix("_k")
     cache = f.program.caches[name]
-    unknown = {cache.key_dtype, cache.value_dtype} - FORMS.keys()
-    if unknown:
-        raise CodegenError(
-            f"cache {name} is {unknown.pop()}; compiled code keeps its cache in {', '.join(FORMS)}"
-        )
-    key_form = FORMS[cache.key_dtype][0](f.isa, cache.key_dim)
-    value_form = FORMS[cache.value_dtype][1](f.isa, cache.value_dim)
+    key_form, value_form = _forms(f.isa, cache)
     scale, layer, window, softcap, sinks = node.args[6:11]
     observed = node.target is torch.ops.specqd.observed_cached_attention.default
     shape = Attention(
@@ -70,6 +67,26 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         weights = f.step.parameter("received", "received", "float32", (planes * cache.capacity,))
         received(f.isa, shape, queries, paged, totals, emphasis, weights, cache.capacity, f.step.phase)
     return of_buffer(f.space, out, (1, shape.rows, shape.heads, shape.value_dim), "float32")
+
+
+def movers(program: Program, isa: ISA) -> dict[str, Any]:
+    """Return the functions that move what is kept of each cache of a program, by symbol."""
+    return {
+        f"move_{name}": move(
+            name, cache.layers * cache.kv_heads, program.first_plane(name), *_forms(isa, cache)
+        )
+        for name, cache in program.caches.items()
+    }
+
+
+def _forms(isa: ISA, cache: KVCache) -> tuple[Keys, Values]:
+    unknown = {cache.key_dtype, cache.value_dtype} - FORMS.keys()
+    if unknown:
+        raise CodegenError(
+            f"cache {cache.name} is {unknown.pop()}; compiled code keeps its cache in {', '.join(FORMS)}"
+        )
+    of_keys, of_values = FORMS[cache.key_dtype][0], FORMS[cache.value_dtype][1]
+    return of_keys(isa, cache.key_dim), of_values(isa, cache.value_dim)
 
 
 def _fill(f: Any, value: Value, head: Any, row: Any, size: int, store: Any) -> None:

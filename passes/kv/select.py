@@ -37,7 +37,7 @@ class SelectKV(Pass):
     never whole.
 
     1. On the target: what is not selected is dropped from the cache, which then holds `tokens` and, until the next
-       selection, the newest ones. The output is that of the model with this cache; speculation still leaves it as it is.
+       selection, the newest ones. The output is that of the model with this cache, and speculation leaves it so.
     2. On a draft that shares the target's cache: the target keeps everything, and the draft attends to the selected
        blocks only. The output cannot change.
     3. Refused: an entry without a cache, layers with a sliding window (slots would no longer say how far a position is
@@ -122,8 +122,8 @@ class SelectKV(Pass):
         windowed = [n.name for n in attentions if arguments(n)["window"]]
         if windowed:
             return (
-                f"{windowed[0]} attends to a sliding window, and slots of a selected cache do not say how far positions "
-                "are apart; such a model needs little cache as it is"
+                f"{windowed[0]} attends to a sliding window, and slots of a selected cache do not say how far apart "
+                "positions are; such a model needs little cache as it is"
             )
         shared = {str(n.args[3].target) for n in of_target}
         if entry.name != program.chain[0] and not {str(n.args[3].target) for n in attentions} <= shared:

@@ -95,7 +95,7 @@ class Batch:
             if sequence is None:
                 return
             one = self._waiting[0]
-            if not one.decoding.enter(sequence, min(one.request.positions, self._engine.capacity)):
+            if not one.decoding.enter(sequence, self._engine.slots(one.request.positions)):
                 tables.release(sequence)
                 return
             one.sequence = sequence

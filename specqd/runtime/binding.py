@@ -53,7 +53,8 @@ class Memory:
                 )
         needed.update(manifest.sizes("scratch"))
         self._buffers = {name: aligned(size) for name, size in needed.items()}
-        shapes = {arg.name: arg.shape for f in manifest.functions for arg in f.args if arg.kind == "cache"}
+        self._caches = {arg.name: arg for f in manifest.functions for arg in f.args if arg.kind == "cache"}
+        shapes = {name: arg.shape for name, arg in self._caches.items()}
         self.copies_blocks = all(len(shape) == 2 for shape in shapes.values())
         self._planes = [self._buffers[name].reshape(s[0], tables.pool, -1) for name, s in shapes.items()]
 
@@ -61,6 +62,11 @@ class Memory:
         """Copy what all caches hold in a block to another one."""
         for planes in self._planes:
             planes[:, block] = planes[:, source]
+
+    def cache(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the keys and the values of a cache as compiled code takes them."""
+        keys, values = (self.array(self._caches[f"{name}_{part}"]) for part in "kv")
+        return keys, values
 
     def array(self, arg: Arg) -> np.ndarray:
         """Return the array of an argument: its own, or the one shared by all that name it."""

@@ -46,9 +46,9 @@ class BlockTables:
     """Tables of `sequences` sequences of at most `capacity` positions each, over a pool of `pool` blocks.
 
     `flat`, int32, is what compiled code reads; a sequence's tables begin at `begin(sequence)`, all planes sharing one
-    (see Paged in codegen/kernels/attention.py), and the last of it, `beside`, are other tables. `texts` counts the texts
-    that a sequence had. Blocks are given out when positions are first fed, and `reserve` sets them aside before, so that
-    a sequence that was let in never runs out of them. All caches of an engine follow the same tables.
+    (see Paged in codegen/kernels/cache.py), and the last of it, `beside`, are other tables. `texts` counts the texts
+    that a sequence had. Blocks are given out when positions are first fed, and `reserve` sets them aside before, so that a
+    sequence that was let in never runs out of them. All caches of an engine follow the same tables.
 
     Each block is either free, or held by one or more sequences (`share`), or kept: held by none, but known to `index`
     by its text. Kept blocks are given out when no others are free, the least recently used first.
@@ -130,6 +130,20 @@ class BlockTables:
             self.flat[self.begin(sequence) + 2 + place] = block
         self._held[sequence] = wanted
 
+    def drop(self, sequence: int, length: int, slots: int) -> None:
+        """Let the sequence, which had `length` positions, hold `slots` of them from now on, in its first blocks."""
+        begin = self.begin(sequence)
+        self.flat[begin + 1] = length - slots
+        wanted = blocks_for(slots)
+        for block in self.blocks(sequence)[wanted:]:
+            self._holders[block] -= 1
+            self._free.append(block)
+        self._held[sequence] = wanted
+
+    def dropped(self, sequence: int) -> int:
+        """Return how many positions of its text the sequence does not hold any more."""
+        return int(self.flat[self.begin(sequence) + 1])
+
     def full(self) -> InputError:
         """Say that there are too few blocks left."""
         return InputError(
@@ -150,6 +164,7 @@ class BlockTables:
                 else:
                     self._free.append(block)
         self._held[sequence] = self._reserved[sequence] = 0
+        self.flat[self.begin(sequence) + 1] = 0
 
     def _evict(self) -> int:
         block = next(iter(self._kept))

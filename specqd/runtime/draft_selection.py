@@ -25,8 +25,8 @@ def _size(record: SelectionRecord) -> int:
 class DraftSelection:
     """Tables, one a plane, of blocks that a selection kept and those that came after it.
 
-    The blocks are the target's: nothing is copied, and the target sees all of them. Pages of a block are selected, since
-    a single position of one takes as long to read as all 16.
+    The blocks are the target's: nothing is copied, and the target sees all of them. Whole blocks are selected, since a
+    single position of one takes as long to read as all 16.
     """
 
     def __init__(self, manifest: Manifest, record: SelectionRecord, tables: BlockTables) -> None:
@@ -55,9 +55,9 @@ class DraftSelection:
         return len(tables.flat) - len(tables.beside) + sequence * self._each
 
     def select(self, sequence: int, length: int, received: np.ndarray) -> None:
-        """Choose blocks of the sequence's first `length` positions by what they `received`, float32 `[planes, >= length]`.
+        """Choose blocks of the sequence's first `length` positions by what they `received`.
 
-        It is the mean over the queries that were looked at.
+        It is float32 `[planes, >= length]`, the mean over the queries that were looked at.
         """
         record, tables = self._record, self._tables
         blocks = blocks_for(length)
@@ -91,7 +91,8 @@ class DraftSelection:
             positions = np.broadcast_to(np.arange(length, dtype=np.int32), (cache.kv_heads, length))
             for layer in range(cache.layers):
                 at = slice(
-                    cache.first_plane + layer * cache.kv_heads, cache.first_plane + (layer + 1) * cache.kv_heads
+                    cache.first_plane + layer * cache.kv_heads,
+                    cache.first_plane + (layer + 1) * cache.kv_heads,
                 )
                 observed = Observed(positions, measured=received[at], layer=layer, layers=cache.layers)
                 slots = self._method.choose(observed, candidates, count * BLOCK)

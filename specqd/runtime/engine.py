@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from specqd.artifact import Artifact, open_artifact
 from specqd.errors import InputError
-from specqd.manifest import BLOCK
+from specqd.manifest import BLOCK, Manifest
 from specqd.runtime.binding import Bound, Memory, bind
 from specqd.runtime.blocks import BlockTables, pool_size
 from specqd.runtime.cpu import demand_cpu
@@ -19,6 +20,7 @@ from specqd.runtime.draft_selection import DraftSelection, tables_size
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
 from specqd.runtime.selecting import Schedule
+from specqd.runtime.target_selection import TargetSelection
 from specqd.runtime.threads import ThreadChoice, available_cpus
 from specqd.runtime.tiles import permit_tiles
 from specqd.weightfile import read_weights
@@ -65,10 +67,11 @@ class Engine:
         self.manifest = manifest
         pool = pool_size(manifest, sequences, positions, cache_mb)
         record = manifest.selection
-        beside = tables_size(manifest, record) * sequences if record else 0
+        drops = record is not None and record.entry == manifest.chain[0]
+        beside = tables_size(manifest, record) * sequences if record and not drops else 0
         self.tables = BlockTables(sequences, manifest.capacity, pool, beside)
-        self._selection = DraftSelection(manifest, record, self.tables) if record else None
-        self.capacity = min(manifest.capacity, pool * BLOCK)
+        self._slots = min(manifest.capacity, pool * BLOCK)
+        self.capacity = (manifest.max_positions or sys.maxsize) if drops else self._slots
         self.vocab_size = manifest.vocab_size
         self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
         self._observer = record.observer if record else ""
@@ -80,7 +83,9 @@ class Engine:
         self.find = load_functions(artifact.library, self.threads)
         memory = Memory(manifest, read_weights(artifact.weights), self.tables)
         self.copy_block = memory.copy_block
-        self.prefix_sharing = prefix_sharing and memory.copies_blocks
+        # What is moved within a cache is no longer the text that others know.
+        self.prefix_sharing = prefix_sharing and memory.copies_blocks and not drops
+        self._selection = _selection(manifest, self.tables, memory, self.find, self._slots)
         self._bound = {(f.entry, f.rows): bind(f, self.find(f.symbol), memory) for f in manifest.functions}
         for bound in self._bound.values():
             if bound.emphasis is not None:
@@ -91,7 +96,7 @@ class Engine:
                 self._rows[f.entry, every_row] = (*self._rows.get((f.entry, every_row), ()), f.rows)
         # Rows of the largest pass that outputs each, and positions that the caches hold.
         self._most = {
-            name: (max(self._rows.get((name, True), (0,))), min(level.capacity, self.capacity))
+            name: (max(self._rows.get((name, True), (0,))), self._longest(level.capacity, drops))
             for name, level in self._levels.items()
         }
 
@@ -137,7 +142,11 @@ class Engine:
     def schedule(self) -> Schedule | None:
         """When to select positions of a new text; None if that is never done."""
         record = self.manifest.selection
-        return Schedule(record, self.capacity, record.entry == self.manifest.chain[0]) if record else None
+        return Schedule(record, self._slots, record.entry == self.manifest.chain[0]) if record else None
+
+    def slots(self, positions: int) -> int:
+        """Most positions that the caches ever hold of a text of so many."""
+        return min(positions, self._slots)
 
     def caches(self, entry: str) -> frozenset[str]:
         """Names of the caches that an entry uses."""
@@ -181,7 +190,7 @@ class Engine:
                 raise self._does_not_fit(entry, start, end)
             if min(tokens) < 0 or max(tokens) >= vocabulary:
                 tokens = self._known(tokens, vocabulary)
-            self.tables.hold(piece.sequence, end)
+            self.tables.hold(piece.sequence, end - self.tables.dropped(piece.sequence))
             bound.tokens[first:last] = tokens
             bound.positions[first:last] = range(start, end)
             bound.tables[first:last] = self._begin(entry, piece.sequence, end)
@@ -200,6 +209,10 @@ class Engine:
             self._select(bound, pieces[0])
         return bound.output
 
+    def _longest(self, capacity: int, drops: bool) -> int:
+        """Positions of a text that an entry can be fed, whose caches hold `capacity` of them."""
+        return self.capacity if drops else min(capacity, self.capacity)
+
     def _begin(self, entry: str, sequence: int, end: int) -> int:
         """Where the tables begin by which an entry finds the sequence's positions, up to `end`."""
         selection = self._selection
@@ -208,7 +221,8 @@ class Engine:
 
     def _select(self, bound: Bound, piece: Piece) -> None:
         """Select positions of a sequence by what the observer saw."""
-        assert self._selection is not None and bound.received is not None
+        assert self._selection is not None
+        assert bound.received is not None
         length = piece.start + len(piece.tokens)
         self._selection.select(piece.sequence, length, bound.received.reshape(self.manifest.planes, -1))
 
@@ -273,3 +287,24 @@ class Engine:
     def _no_function(self, entry: str, rows: int) -> InputError:
         sizes = ", ".join(map(str, self.rows(entry)))
         return InputError(f"entry {entry!r} takes {sizes} rows at a time, not {rows}")
+
+
+def _selection(
+    manifest: Manifest,
+    tables: BlockTables,
+    memory: Memory,
+    find: Callable[[str], Callable[..., None]],
+    slots: int,
+) -> DraftSelection | TargetSelection | None:
+    """Make what selects positions, as the artifact says."""
+    record = manifest.selection
+    if record is None:
+        return None
+    if record.entry != manifest.chain[0]:
+        return DraftSelection(manifest, record, tables)
+    if slots < record.tokens + record.every:
+        raise InputError(
+            f"the cache holds {slots} positions, and the artifact selects {record.tokens} of "
+            f"{record.tokens + record.every}: load it with more `cache_tokens`, or compile with a larger `--context` or a smaller `every`"
+        )
+    return TargetSelection(manifest, record, tables, memory, find)

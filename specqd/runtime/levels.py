@@ -119,7 +119,7 @@ class Verifier:
         return output
 
     def _observe(self, text: list[int]) -> Steps[Output]:
-        """Feed the text up to where a selection is due, the last rows by the observer; return what the last one says."""
+        """Feed the text up to where a selection is due, the last rows by the observer; return what it says."""
         assert self.schedule is not None
         due, record = self.schedule.due, self.schedule.record
         start = max(0, due - record.window)
