@@ -233,7 +233,7 @@ class Model:
         decoding = None
         try:
             decoding = request.begin(self.engine, self._rules)
-            if not decoding.enter(sequence, len(request.prompt)):
+            if not decoding.enter(sequence, self.engine.slots(len(request.prompt))):
                 raise tables.full()
             while not decoding.stats.finish:
                 yield run(self.engine, decoding.advance(), sequence)
