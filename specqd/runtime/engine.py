@@ -305,7 +305,7 @@ def _selection(
     if slots < record.tokens + record.every:
         raise InputError(
             f"the cache holds {slots} positions, and the artifact selects {record.tokens} of "
-            f"{record.tokens + record.every}: load it with more `cache_tokens`, or compile with a larger `--context` or "
-            "a smaller `every`"
+            f"{record.tokens + record.every}: load it with more `cache_tokens`, or compile with a larger `--context` "
+            "or a smaller `every`"
         )
     return TargetSelection(manifest, record, tables, memory, find)
