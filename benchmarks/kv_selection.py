@@ -1,8 +1,8 @@
 """What selecting positions of the cache does to speed, for a draft alone and in the target, by the length of the text.
 
-For each length a text is read and continued: plainly, by a draft that sees everything, by one that sees what `select-kv`
-selects, and plainly by a target that keeps only that. The first three must give the same tokens. Selections are charged with
-what their passes take beyond a plain step, and with what follows the pass.
+For each length a text is read and continued: plainly, by a draft that sees everything, by one that sees what
+`select-kv` selects, and plainly by a target that keeps only that. The first three must give the same tokens.
+Selections are charged with what their passes take beyond a plain step, and with what follows the pass.
 
     python benchmarks/kv_selection.py                            # SmolLM2-135M-Instruct; texts: the project's own pages
     python benchmarks/kv_selection.py --model FOLDER --texts A.txt B.txt

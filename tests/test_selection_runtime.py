@@ -28,10 +28,10 @@ PLANS = (
 
 
 def made(folder: Path, selecting: str, capacity: int = 512) -> Path:
-    """Compile a random Llama of 4096 positions with a selection."""
+    """Compile a random Llama of 131072 positions with a selection."""
     config = LlamaConfig(
         vocab_size=83, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096,
+        num_key_value_heads=2, max_position_embeddings=131072,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -87,12 +87,12 @@ def test_a_text_longer_than_the_cache_goes_on_in_constant_memory(of_target: Path
     model = specqd.load(of_target, 2)
     tables = model.engine.tables
     total = 0
-    for new in model.tokens(prompt(90), 3000, speculate=False, ignore_eos=True):
+    for new in model.tokens(prompt(90), 100_000, plan="target <- suffix:2@fixed:7", ignore_eos=True):
         total += len(new)
         held = [len(tables.blocks(s)) for s in range(tables.sequences)]
         assert sum(held) <= 128 // BLOCK
         assert sum(held) + len(tables._free) + len(tables._kept) == tables.pool
-    assert total == 3000
+    assert total == 100_000
 
 
 def test_selecting_sequences_of_a_batch_get_what_they_get_alone(of_target: Path) -> None:
@@ -110,9 +110,9 @@ def test_a_cache_too_small_for_the_selection_is_refused(of_target: Path) -> None
 
 def test_what_the_model_does_not_know_is_refused(of_target: Path) -> None:
     model = specqd.load(of_target, 2)
-    with pytest.raises(InputError, match="4096"):
-        answer(model, prompt(4100), 10, None)
-    assert model.engine.capacity == 4096
+    with pytest.raises(InputError, match="131072"):
+        answer(model, prompt(131073), 10, None)
+    assert model.engine.capacity == 131072
 
 
 @pytest.mark.parametrize(
