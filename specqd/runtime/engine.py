@@ -69,10 +69,11 @@ class Engine:
         self._threads_set = 0
         self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)
-        memory = Memory(manifest, read_weights(artifact.weights), self.tables)
-        self.copy_block = memory.copy_block
-        self.prefix_sharing = prefix_sharing and memory.copies_blocks
-        self._bound = {(f.entry, f.rows): bind(f, self.find(f.symbol), memory) for f in manifest.functions}
+        self.memory = Memory(manifest, read_weights(artifact.weights), self.tables)
+        self.prefix_sharing = prefix_sharing and self.memory.copies_blocks
+        self._bound = {
+            (f.entry, f.rows): bind(f, self.find(f.symbol), self.memory) for f in manifest.functions
+        }
         self._rows: dict[tuple[str, bool], tuple[int, ...]] = {}
         for f in sorted(manifest.functions, key=lambda f: f.rows):
             for every_row in {False, not f.last_only}:
