@@ -18,6 +18,7 @@ CAPACITY = 64
 VOCAB = 50
 EOS = 7
 ROWS = (1, 2, 3, 4, 8, 16)
+WRITER = 256  # a cache holds a token, and this times the `wrong_every` of the entry that fed it
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
         value = T.alloc_buffer((1,), "int32")
         for i in range(rows):
             cache[blocks[tables[i] + positions[i] // BLOCK] * BLOCK + positions[i] % BLOCK] = T.cast(
-                tokens[i], "uint16"
+                tokens[i] + WRITER * wrong, "uint16"
             )
         for i in range(outputs):
             value[0] = 0
@@ -80,6 +81,7 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
                 value[0] = (
                     value[0] * 31
                     + T.cast(cache[blocks[tables[first + i] + j // BLOCK] * BLOCK + j % BLOCK], "int32")
+                    % WRITER
                     * (j + 3)
                 ) % 10007
             following[i] = weight[

@@ -81,6 +81,7 @@ class Engine:
         self._threads_set = 0
         self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)
+<<<<<<< HEAD
         memory = Memory(manifest, read_weights(artifact.weights), self.tables)
         self.copy_block = memory.copy_block
         # What is moved within a cache is no longer the text that others know.
@@ -90,6 +91,13 @@ class Engine:
         for bound in self._bound.values():
             if bound.emphasis is not None:
                 bound.emphasis[:] = 1 / len(bound.emphasis)
+=======
+        self.memory = Memory(manifest, read_weights(artifact.weights), self.tables)
+        self.prefix_sharing = prefix_sharing and self.memory.copies_blocks
+        self._bound = {
+            (f.entry, f.rows): bind(f, self.find(f.symbol), self.memory) for f in manifest.functions
+        }
+>>>>>>> c9a224ad6161831dfb556cf3deac38553ba160e0
         self._rows: dict[tuple[str, bool], tuple[int, ...]] = {}
         for f in sorted(manifest.functions, key=lambda f: f.rows):
             for every_row in {False, not f.last_only}:

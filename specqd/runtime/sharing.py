@@ -53,7 +53,7 @@ class Sharing:
             return None
         if prefix.rest is not None:
             tables.hold(sequence, prefix.length)
-            self._engine.copy_block(prefix.rest, tables.blocks(sequence)[-1])
+            self._engine.memory.copy_block(prefix.rest, tables.blocks(sequence)[-1])
         for level in self._levels:
             level.fed = prefix.fed[level.entry]
         self._noted = [level.fed // BLOCK for level in self._levels]
