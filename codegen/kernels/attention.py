@@ -34,8 +34,6 @@ __all__ = ["CHUNK", "Attention", "Unit", "attention", "query_tile"]
 #: positions between two rescalings of the running softmax
 CHUNK = 128
 _LOW = -1e30
-#: weights that a scale could make subnormal, with which CPUs are slow
-_NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
@@ -299,24 +297,19 @@ class Unit:
     def _weights(self, block: Any, b: Any, channel: Any, size: int) -> list[list[Callable[[Any], Any]]]:
         """For each group of `size` channels from `channel`, and each query: what a value of the block weighs."""
         form, lanes = self.cache.value_form, self.isa.lanes
-        found = []
-        for group in range(max(1, size // form.group)):
-            scales = [
-                form.scales(self.cache.values, block, channel // form.group + group, slot)
-                for slot in range(0, BLOCK, lanes)
-            ]
-            scaled = [self._scaled(weights, b, scales) for weights in self.scores]
-            found.append(scaled)
-        return found
+        groups = [channel // form.group + i for i in range(max(1, size // form.group))]
+        scales = [
+            [form.scales(self.cache.values, block, group, slot) for slot in range(0, BLOCK, lanes)]
+            for group in groups
+        ]
+        return [[self._scaled(weights, b, of_group) for weights in self.scores] for of_group in scales]
 
     def _scaled(self, weights: Any, b: Any, scales: list[Any]) -> Callable[[Any], Any]:
         if scales[0] is None:
             return lambda t: weights[b * BLOCK + t]
         lanes, products = self.isa.lanes, local(BLOCK, "float32")
-        least, zero = (splat(f32(x), lanes) for x in (_NOTHING, 0.0))
         for i, scale in enumerate(scales):
-            weight = bind(load(weights, b * BLOCK + i * lanes, lanes))
-            store(products, i * lanes, tirx.Select(weight > least, weight, zero) * scale, lanes)
+            store(products, i * lanes, load(weights, b * BLOCK + i * lanes, lanes) * scale, lanes)
         return lambda t: products[t]
 
     def finish(self, out: Any, totals: Any) -> None:

@@ -65,6 +65,15 @@ class QuantizeKV(Pass):
                 if calls(node, torch.ops.specqd.cached_attention) and _cache(node) in changed:
                     yield self._rewrite(node, chosen[_cache(node)])
 
+    def ensures(self, program: Program, entry: Entry) -> str | None:
+        """Every attention rounds to the formats that its cache is declared in."""
+        for node in entry.graph.nodes:
+            if calls(node, torch.ops.specqd.cached_attention):
+                cache, given = program.caches[_cache(node)], arguments(node)
+                if _formats(cache) != (given["key_dtype"], given["value_dtype"]):
+                    return f"{node.name} writes other formats to the cache {cache.name} than {cache.dtype}"
+        return None
+
     def _quantised(self, cache: KVCache) -> KVCache:
         if self._unsuitable(cache):
             return cache
@@ -79,8 +88,14 @@ class QuantizeKV(Pass):
 
     @staticmethod
     def _rewrite(node: fx.Node, cache: KVCache) -> fx.Node:
-        formats = (d if FORMATS[d].rounded else "" for d in (cache.key_dtype, cache.value_dtype))
-        return replace(node, torch.ops.specqd.cached_attention.default, (*node.args[:_PLAIN], *formats))
+        given = (*node.args[:_PLAIN], *_formats(cache))
+        made = replace(node, torch.ops.specqd.cached_attention.default, given)
+        node.graph.erase_node(node)  # it writes to a cache, so that nobody else dares to
+        return made
+
+
+def _formats(cache: KVCache) -> tuple[str, ...]:
+    return tuple(d if FORMATS[d].rounded else "" for d in (cache.key_dtype, cache.value_dtype))
 
 
 def _selected(program: Program) -> str | None:
