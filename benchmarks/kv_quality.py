@@ -65,7 +65,7 @@ def main() -> None:
         "queries seen": WINDOW,
         "complete": not left,
     }
-    name = f"kv_quality-{folder.name}"
+    name = f"kv_quality-{folder.name}{'-quick' if options.quick else ''}"
     tables = kv_tables.tables(known, done.costs, dim)
     report.write(name, tables, details, kv_tables.rows(known, done.costs, dim), options)
     plot(known, dim, options.output / f"{name}.png")
