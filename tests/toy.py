@@ -72,7 +72,7 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
         blocks = T.match_buffer(blocks_handle, (blocks_size,), "int32")
         value = T.alloc_buffer((1,), "int32")
         for i in range(rows):
-            cache[blocks[tables[i] + positions[i] // BLOCK] * BLOCK + positions[i] % BLOCK] = T.cast(
+            cache[blocks[tables[i] + 2 + positions[i] // BLOCK] * BLOCK + positions[i] % BLOCK] = T.cast(
                 tokens[i] + WRITER * wrong, "uint16"
             )
         for i in range(outputs):
@@ -80,7 +80,7 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
             for j in range(positions[first + i] + 1):
                 value[0] = (
                     value[0] * 31
-                    + T.cast(cache[blocks[tables[first + i] + j // BLOCK] * BLOCK + j % BLOCK], "int32")
+                    + T.cast(cache[blocks[tables[first + i] + 2 + j // BLOCK] * BLOCK + j % BLOCK], "int32")
                     % WRITER
                     * (j + 3)
                 ) % 10007

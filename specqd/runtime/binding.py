@@ -29,7 +29,6 @@ class Bound:
     positions: np.ndarray
     tables: np.ndarray
     output: Output
-    emphasis: np.ndarray | None = None
     received: np.ndarray | None = None
 
 
@@ -102,6 +101,8 @@ def bind(function: Function, call: Callable[..., None], memory: Memory) -> Bound
     if missing:
         raise ArtifactError(f"function {function.symbol!r} takes no {missing.pop()}: compile it again")
     rows = len(by_kind["next"])
+    if "emphasis" in by_kind:
+        by_kind["emphasis"][:] = 1 / len(by_kind["emphasis"])  # what slots receive is the mean over the rows
     logits, sums = by_kind.get("logits"), by_kind.get("sums")
     return Bound(
         call=call,
@@ -109,7 +110,6 @@ def bind(function: Function, call: Callable[..., None], memory: Memory) -> Bound
         tokens=by_kind["tokens"],
         positions=by_kind["positions"],
         tables=by_kind["tables"],
-        emphasis=by_kind.get("emphasis"),
         received=by_kind.get("received"),
         output=Output(
             by_kind["next"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,14 @@ import numpy as np
 
 from specqd.artifact import Artifact, open_artifact
 from specqd.errors import InputError
-from specqd.manifest import BLOCK, Manifest
+from specqd.manifest import BLOCK
 from specqd.runtime.binding import Bound, Memory, bind
 from specqd.runtime.blocks import BlockTables, pool_size
 from specqd.runtime.cpu import demand_cpu
-from specqd.runtime.draft_selection import DraftSelection, tables_size
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
 from specqd.runtime.selecting import Schedule
-from specqd.runtime.target_selection import TargetSelection
+from specqd.runtime.selections import drops, selection_of, tables_size
 from specqd.runtime.threads import ThreadChoice, available_cpus
 from specqd.runtime.tiles import permit_tiles
 from specqd.weightfile import read_weights
@@ -67,11 +66,9 @@ class Engine:
         self.manifest = manifest
         pool = pool_size(manifest, sequences, positions, cache_mb)
         record = manifest.selection
-        drops = record is not None and record.entry == manifest.chain[0]
-        beside = tables_size(manifest, record) * sequences if record and not drops else 0
-        self.tables = BlockTables(sequences, manifest.capacity, pool, beside)
+        self.tables = BlockTables(sequences, manifest.capacity, pool, sequences * tables_size(manifest))
         self._slots = min(manifest.capacity, pool * BLOCK)
-        self.capacity = (manifest.max_positions or sys.maxsize) if drops else self._slots
+        self.capacity = (manifest.max_positions or sys.maxsize) if drops(manifest) else self._slots
         self.vocab_size = manifest.vocab_size
         self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
         self._observer = record.observer if record else ""
@@ -81,30 +78,20 @@ class Engine:
         self._threads_set = 0
         self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)
-<<<<<<< HEAD
-        memory = Memory(manifest, read_weights(artifact.weights), self.tables)
-        self.copy_block = memory.copy_block
-        # What is moved within a cache is no longer the text that others know.
-        self.prefix_sharing = prefix_sharing and memory.copies_blocks and not drops
-        self._selection = _selection(manifest, self.tables, memory, self.find, self._slots)
-        self._bound = {(f.entry, f.rows): bind(f, self.find(f.symbol), memory) for f in manifest.functions}
-        for bound in self._bound.values():
-            if bound.emphasis is not None:
-                bound.emphasis[:] = 1 / len(bound.emphasis)
-=======
         self.memory = Memory(manifest, read_weights(artifact.weights), self.tables)
-        self.prefix_sharing = prefix_sharing and self.memory.copies_blocks
+        # What is moved within a cache is no longer the text that others know.
+        self.prefix_sharing = prefix_sharing and self.memory.copies_blocks and not drops(manifest)
+        self._selection = selection_of(manifest, self.tables, self.memory, self.find)
         self._bound = {
             (f.entry, f.rows): bind(f, self.find(f.symbol), self.memory) for f in manifest.functions
         }
->>>>>>> c9a224ad6161831dfb556cf3deac38553ba160e0
         self._rows: dict[tuple[str, bool], tuple[int, ...]] = {}
         for f in sorted(manifest.functions, key=lambda f: f.rows):
             for every_row in {False, not f.last_only}:
                 self._rows[f.entry, every_row] = (*self._rows.get((f.entry, every_row), ()), f.rows)
         # Rows of the largest pass that outputs each, and positions that the caches hold.
         self._most = {
-            name: (max(self._rows.get((name, True), (0,))), self._longest(level.capacity, drops))
+            name: (max(self._rows.get((name, True), (0,))), self.capacity if drops(manifest) else min(level.capacity, self.capacity))
             for name, level in self._levels.items()
         }
 
@@ -150,7 +137,7 @@ class Engine:
     def schedule(self) -> Schedule | None:
         """When to select positions of a new text; None if that is never done."""
         record = self.manifest.selection
-        return Schedule(record, self._slots, record.entry == self.manifest.chain[0]) if record else None
+        return Schedule(record, self._slots, drops(self.manifest)) if record else None
 
     def slots(self, positions: int) -> int:
         """Most positions that the caches ever hold of a text of so many."""
@@ -216,10 +203,6 @@ class Engine:
         if entry == self._observer:
             self._select(bound, pieces[0])
         return bound.output
-
-    def _longest(self, capacity: int, drops: bool) -> int:
-        """Positions of a text that an entry can be fed, whose caches hold `capacity` of them."""
-        return self.capacity if drops else min(capacity, self.capacity)
 
     def _begin(self, entry: str, sequence: int, end: int) -> int:
         """Where the tables begin by which an entry finds the sequence's positions, up to `end`."""
@@ -295,25 +278,3 @@ class Engine:
     def _no_function(self, entry: str, rows: int) -> InputError:
         sizes = ", ".join(map(str, self.rows(entry)))
         return InputError(f"entry {entry!r} takes {sizes} rows at a time, not {rows}")
-
-
-def _selection(
-    manifest: Manifest,
-    tables: BlockTables,
-    memory: Memory,
-    find: Callable[[str], Callable[..., None]],
-    slots: int,
-) -> DraftSelection | TargetSelection | None:
-    """Make what selects positions, as the artifact says."""
-    record = manifest.selection
-    if record is None:
-        return None
-    if record.entry != manifest.chain[0]:
-        return DraftSelection(manifest, record, tables)
-    if slots < record.tokens + record.every:
-        raise InputError(
-            f"the cache holds {slots} positions, and the artifact selects {record.tokens} of "
-            f"{record.tokens + record.every}: load it with more `cache_tokens`, or compile with a larger `--context` "
-            "or a smaller `every`"
-        )
-    return TargetSelection(manifest, record, tables, memory, find)
