@@ -170,7 +170,9 @@ def test_a_draft_on_the_same_quantised_cache_changes_no_bit_of_the_target(rng):
     text = random_tokens(made.program, 40, rng)
     plain = made.decode("target", text, 1)
     wanted = run(made.program, made.program.target, torch.tensor([text]))[0].numpy()
-    assert np.abs(plain - wanted).max() < 0.05 * wanted.std()  # BF16 products, which the reference does not round
+    assert (
+        np.abs(plain - wanted).max() < 0.05 * wanted.std()
+    )  # BF16 products, which the reference does not round
     made.fill_caches(0x7E00)
     got = [made.feed("target", text[:4], 0)]
     for start in range(4, 40, 4):

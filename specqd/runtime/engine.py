@@ -91,7 +91,10 @@ class Engine:
                 self._rows[f.entry, every_row] = (*self._rows.get((f.entry, every_row), ()), f.rows)
         # Rows of the largest pass that outputs each, and positions that the caches hold.
         self._most = {
-            name: (max(self._rows.get((name, True), (0,))), self.capacity if drops(manifest) else min(level.capacity, self.capacity))
+            name: (
+                max(self._rows.get((name, True), (0,))),
+                self.capacity if drops(manifest) else min(level.capacity, self.capacity),
+            )
             for name, level in self._levels.items()
         }
 
