@@ -13,7 +13,20 @@ from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.cache import Paged
 from specqd.codegen.kernels.tiling import THREADS
-from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, parallel, prefetch, splat, store, tirx
+from specqd.codegen.tir import (
+    I,
+    bind,
+    f32,
+    i32,
+    intrinsic,
+    load,
+    local,
+    parallel,
+    prefetch,
+    splat,
+    store,
+    tirx,
+)
 from specqd.manifest import BLOCK
 
 __all__ = ["CHUNK", "Attention", "attention"]

@@ -72,7 +72,9 @@ class INT8Values(Values):
 
 def load_scales(buffer: Any, first: Any, slot: int, lanes: int) -> Any:
     """Load the BF16 scales of `lanes` positions from byte `first` of an int8 buffer, as float32."""
-    halves = tirx.reinterpret(f"int16x{lanes}", load(buffer, first + slot * _SCALE_BYTES, lanes * _SCALE_BYTES))
+    halves = tirx.reinterpret(
+        f"int16x{lanes}", load(buffer, first + slot * _SCALE_BYTES, lanes * _SCALE_BYTES)
+    )
     return bind(as_float(tirx.shift_left(tirx.Cast(f"int32x{lanes}", halves), splat(i32(16), lanes)), lanes))
 
 
