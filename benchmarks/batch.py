@@ -27,7 +27,7 @@ def main() -> None:
     """Measure, print, and write what `report` writes."""
     options = _options()
     subject = prepare(options)
-    model = load(subject.artifact, options.threads, sequences=max(options.sequences))
+    model = load(subject.artifact, options.threads, sequences=max(options.sequences), prefix_sharing=False)
     texts = prompts(subject, model)
     model.generate_many(texts[: max(options.sequences)], 4)  # reads the weights from disk
     quiet = machine.Quiet()

@@ -26,7 +26,7 @@ class Compiled:
     """A loaded artifact."""
 
     def __init__(self, artifact: Path, threads: int | None) -> None:
-        self.model = load(artifact, threads)
+        self.model = load(artifact, threads, prefix_sharing=False)
         self.engine = self.model.engine
         self.target, *drafts = self.engine.manifest.chain
         self.draft = drafts[0] if drafts else None

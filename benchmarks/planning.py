@@ -53,7 +53,7 @@ def main() -> None:
     if options.sibling:
         options.artifact = options.artifact or _with_sibling(options.model, options.sibling)
     subject = prepare(options)
-    model = load(subject.artifact, options.threads)
+    model = load(subject.artifact, options.threads, prefix_sharing=False)
     texts = _spread(prompts(subject, model))
     quiet = machine.Quiet()
     predictor, watch = quiet(lambda: observe(model, texts, options.new_tokens, _untold))

@@ -45,18 +45,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def prepare(options: argparse.Namespace) -> Subject:
     """Fetch what is missing and compile, in another process: this one stays as small as a user's."""
-    checkpoint = options.model or cache_directory() / "SmolLM2-135M-Instruct"
-    if options.model is None and not (checkpoint / "config.json").is_file():
+    folder = checkpoint(options.model)
+    artifact = options.artifact or compiled(folder)
+    return Subject(folder.name, folder, artifact, _made(folder), options.prompts)
+
+
+def checkpoint(model: Path | None) -> Path:
+    """Return the folder of a checkpoint, by default SmolLM2's, which is fetched if need be."""
+    if model is not None:
+        return model
+    folder = cache_directory() / "SmolLM2-135M-Instruct"
+    if not (folder / "config.json").is_file():
         from specqd.frontends.smollm2 import fetch
 
-        fetch(checkpoint)
-    made = cache_directory() / "benchmarks" / checkpoint.name
-    artifact = options.artifact or made / "compiled.specqd"
-    if options.artifact is None:
-        made.mkdir(parents=True, exist_ok=True)
-        compile_command = ["compile", str(checkpoint), "--output", str(artifact), "--force"]
-        subprocess.run([sys.executable, "-m", "specqd.cli", *compile_command], check=True)
-    return Subject(checkpoint.name, checkpoint, artifact, made, options.prompts)
+        fetch(folder)
+    return folder
+
+
+def compiled(folder: Path, name: str = "compiled", pipeline: str | None = None) -> Path:
+    """Compile a checkpoint, through the usual passes unless told others, into an artifact of that name."""
+    artifact = _made(folder) / f"{name}.specqd"
+    artifact.parent.mkdir(parents=True, exist_ok=True)
+    command = ["compile", str(folder), "--output", str(artifact), "--force"]
+    if pipeline is not None:
+        command += ["--pipeline", pipeline]
+    subprocess.run([sys.executable, "-m", "specqd.cli", *command], check=True)
+    return artifact
+
+
+def _made(folder: Path) -> Path:
+    return cache_directory() / "benchmarks" / folder.name
 
 
 def prompts(subject: Subject, model: Model) -> Sequence[list[int]]:

@@ -17,7 +17,7 @@ from specqd.codegen.isa import ISA
 from specqd.codegen.pack import Packed, pack
 from specqd.errors import CodegenError
 from specqd.manifest import Arg, Compiled, Function
-from specqd.program import Program
+from specqd.program import OBSERVER, Program
 from specqd.reference import propagate
 
 __all__ = ["Weights", "build", "machine_code"]
@@ -58,6 +58,8 @@ def _plan(program: Program) -> Iterator[tuple[str, int, bool]]:
         if not caches <= filled:
             yield from ((name, rows, True) for rows in PREFILL_ROWS)
         filled |= caches
+    for selection in program.selections.values():
+        yield OBSERVER, selection.window, True
 
 
 def build(
@@ -68,6 +70,7 @@ def build(
     `progress(what, done, of)` is told of each step; with `cache`, a library compiled before from the same functions
     is taken from that folder. Raises CodegenError for a graph that cannot be compiled.
     """
+    from specqd.codegen.lower.attending import movers
     from specqd.codegen.lower.function import lower
     from specqd.codegen.lower.last_row import last_row
 
@@ -91,6 +94,8 @@ def build(
         )
         functions.append(Function(entry=name, rows=rows, last_only=last_only, symbol=symbol, args=args))
         packed.update({p.name: p.packed for p in parameters if p.packed is not None})
+    if program.chain[0] in program.selections:
+        primitives |= movers(program, isa)
     tell("compiling", len(plan), len(plan) + 1)
     library, triple = _library(primitives, isa, cache)
     tell("compiled", len(plan) + 1, len(plan) + 1)

@@ -57,7 +57,7 @@ def run(
     """
     plan = _plan(prompts, new_tokens, quick)
     tell = progress or (lambda what, done, of: None)
-    model = load(directory, threads)
+    model = load(directory, threads, prefix_sharing=False)
     _demand_room(model, plan)
     tell("loading in fresh processes", 0, 0)
     loads = [load_seconds(Path(directory)) for _ in range(plan.processes)]

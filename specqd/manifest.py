@@ -15,15 +15,17 @@ __all__ = [
     "BLOCK",
     "SCHEMA_VERSION",
     "Arg",
+    "CacheRecord",
     "Compiled",
     "FileRecord",
     "Function",
     "LevelRecord",
     "Manifest",
     "Refused",
+    "SelectionRecord",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 #: positions in a block of a cache
 BLOCK = 16
@@ -39,16 +41,19 @@ class Arg(_Record):
     `kind` says who owns it: `tokens`, `positions` and `tables` (int32 `[rows]`: what is fed, where in its sequence
     it stands, and where the table of the sequence begins in `blocks`), `next` (int32, the greedy choices), `sums`
     (float32 `[rows, 2]`: how sure they are, see codegen/kernels/argmax.py) and `logits` (float32) are the caller's;
-    a `cache` is state, shared by all functions that name it, of any number of blocks of 16 positions, and its shape
-    that of one block; `blocks` (int32, of any size) are the tables that say which blocks hold a sequence; a
-    `scratch` means nothing between calls; a `weight` lies in the weight file. `gathered`: only one row a token is
-    read of it.
+    so are, of an observer, `emphasis` (float32 `[rows]`, the weight of each row) and `received` (float32
+    `[planes, capacity]`, the attention that each slot got);
+    a `cache` is state, shared by all functions that name it, of any number of blocks of 16 positions: it lies as
+    `[planes, blocks, elements]` and its shape is that of one block, `[planes, elements]`; `blocks` (int32, of any
+    size) are the tables that say which blocks hold a sequence (see Paged in codegen/kernels/cache.py); a `scratch`
+    means nothing between calls; a `weight` lies in the weight file. `gathered`: only one row a token is read of it.
     """
 
     name: str
     kind: Literal[
-        "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "cache", "scratch", "weight"
-    ]
+        "tokens", "positions", "tables", "blocks", "emphasis", "next", "sums", "logits", "received", "cache", "scratch",
+        "weight",
+    ]  # fmt: skip
     dtype: str
     shape: tuple[int, ...]
     gathered: bool = False
@@ -82,6 +87,28 @@ class LevelRecord(_Record):
     vocab_size: int
 
 
+class CacheRecord(_Record):
+    """A cache's planes, one for each layer and key head: they are the model's from `first_plane` on."""
+
+    layers: int
+    kv_heads: int
+    first_plane: int
+
+
+class SelectionRecord(_Record):
+    """What is selected from the target's cache for `entry`, the target itself or a draft: see passes/kv/select.py."""
+
+    entry: str
+    observer: str
+    method: str
+    options: dict[str, str | int | float]
+    tokens: int
+    every: int
+    window: int
+    sinks: int
+    recent: int
+
+
 class FileRecord(_Record):
     """Size in bytes and SHA-256 of one file of the artifact."""
 
@@ -104,10 +131,11 @@ class Manifest(_Record):
     `chain` names the entries that speculate, target first; `capacity` is the most positions that the caches
     hold; `levels` says more of each; `plan` is how to speculate unless the caller says otherwise (see
     specqd.runtime.plan), `planned_speedup` how many times faster than plainly `specqd tune` predicted it to be (None:
-    it was not tuned); `isa`, `triple` and `cpu_features` (LLVM's names) what the CPU must have.
+    it was not tuned); `max_positions` how long a text the model knows (0: of any length), which with a selection in the
+    target may be more than the caches hold; `isa`, `triple` and `cpu_features` (LLVM's names) what the CPU must have.
     """
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     specqd_version: str
     family: str
     source: str
@@ -119,6 +147,9 @@ class Manifest(_Record):
     bos_token_id: int | None = None
     plan: str
     planned_speedup: float | None = None
+    max_positions: int = 0
+    caches: dict[str, CacheRecord] = Field(default_factory=dict)
+    selection: SelectionRecord | None = None
     isa: str
     triple: str
     cpu_features: tuple[str, ...]
@@ -142,6 +173,11 @@ class Manifest(_Record):
                     if arg.kind == kind:
                         found[arg.name] = max(found.get(arg.name, 0), arg.nbytes)
         return found
+
+    @property
+    def planes(self) -> int:
+        """Planes of all caches: a layer's key head each."""
+        return sum(cache.layers * cache.kv_heads for cache in self.caches.values())
 
     def cache_bytes(self, positions: int) -> int:
         """Bytes of all caches that hold so many positions."""

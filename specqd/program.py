@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from specqd.cache_formats import FORMATS
 from specqd.errors import InputError
 
-__all__ = ["Entry", "Event", "KVCache", "ModelInfo", "Program"]
+__all__ = ["OBSERVER", "Entry", "Event", "KVCache", "ModelInfo", "Program", "Selection"]
+
+
+OBSERVER = "observer"
+"""The entry that tells how much attention each slot of the target's cache gets: see passes/kv/select.py."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class KVCache:
     """Declared state: keys and values of the attention layers that share one shape.
 
     Held as two tensors, `[layers, kv_heads, capacity, key_dim]` and `[..., value_dim]`, that graphs take as
-    placeholders `<name>_k` and `<name>_v`. Slot `p` belongs to position `p`.
+    placeholders `<name>_k` and `<name>_v`. Slot `p` belongs to position `p`. `key_dtype` and `value_dtype` are names
+    of specqd.cache_formats; see `reference.new_caches` on the tensors of quantised ones.
     """
 
     name: str
@@ -27,13 +33,22 @@ class KVCache:
     key_dim: int
     value_dim: int
     capacity: int
-    dtype: str = "bfloat16"
+    key_dtype: str = "bfloat16"
+    value_dtype: str = "bfloat16"
+
+    @property
+    def dtype(self) -> str:
+        """The format in words: `bfloat16`, or `int8 keys, bfloat16 values` where they differ."""
+        if self.key_dtype == self.value_dtype:
+            return self.key_dtype
+        return f"{self.key_dtype} keys, {self.value_dtype} values"
 
     @property
     def bytes(self) -> int:
         """Memory of the whole cache in bytes."""
-        width = torch.empty(0, dtype=getattr(torch, self.dtype)).element_size()
-        return self.layers * self.kv_heads * self.capacity * (self.key_dim + self.value_dim) * width
+        parts = ((self.key_dtype, self.key_dim), (self.value_dtype, self.value_dim))
+        vectors = sum(FORMATS[dtype].vector_bytes(channels) for dtype, channels in parts)
+        return self.layers * self.kv_heads * self.capacity * vectors
 
 
 @dataclass
@@ -81,6 +96,22 @@ class ModelInfo:
     tokenizer_files: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which positions an entry keeps in its cache, or attends to in the target's: see passes/kv/select.py.
+
+    `method` and `options` are what `specqd.selection.method` takes.
+    """
+
+    method: str
+    options: dict[str, str | int | float]
+    tokens: int
+    every: int
+    window: int
+    sinks: int
+    recent: int
+
+
 @dataclass
 class Program:
     """Named entries over one weight store, their caches, and the order in which they speculate (target first)."""
@@ -91,6 +122,7 @@ class Program:
     caches: dict[str, KVCache] = field(default_factory=dict)
     chain: tuple[str, ...] = ()
     history: list[Event] = field(default_factory=list)
+    selections: dict[str, Selection] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Default the chain to the only entry."""
@@ -111,6 +143,7 @@ class Program:
             dict(self.caches),
             self.chain,
             list(self.history),
+            dict(self.selections),
         )
 
     def entry(self, name: str) -> Entry:
@@ -118,6 +151,15 @@ class Program:
         if name not in self.entries:
             raise InputError(f"the program has no entry {name!r}; it has {', '.join(sorted(self.entries))}")
         return self.entries[name]
+
+    def first_plane(self, cache: str | None) -> int:
+        """Return how many planes (a layer's key head each) the caches before this one have; None: all of them."""
+        count = 0
+        for known in self.caches.values():
+            if known.name == cache:
+                break
+            count += known.layers * known.kv_heads
+        return count
 
     def used_weights(self, *names: str) -> list[str]:
         """Names of the weights that the given entries (default: all) read, in order of first use."""

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 import specqd.ops  # noqa: F401  (registers the operators graphs hold)
+from specqd.cache_formats import tensor_dtype
 from specqd.program import Entry, Program
 
 __all__ = ["Interpreter", "inputs", "new_caches", "propagate", "run"]
@@ -44,18 +45,23 @@ class _ShapeInterpreter(Interpreter):
 
 
 def new_caches(program: Program) -> dict[str, torch.Tensor]:
-    """Make zeroed cache tensors for every placeholder the program's caches declare."""
+    """Make zeroed cache tensors for every placeholder the program's caches declare, and what an observer says of them.
+
+    A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes.
+    """
     caches = {}
     for c in program.caches.values():
-        dtype = getattr(torch, c.dtype)
-        caches[f"{c.name}_k"] = torch.zeros(c.layers, c.kv_heads, c.capacity, c.key_dim, dtype=dtype)
-        caches[f"{c.name}_v"] = torch.zeros(c.layers, c.kv_heads, c.capacity, c.value_dim, dtype=dtype)
+        parts = (("k", c.key_dim, c.key_dtype), ("v", c.value_dim, c.value_dtype))
+        for part, channels, dtype in parts:
+            shape = c.layers, c.kv_heads, c.capacity, channels
+            caches[f"{c.name}_{part}"] = torch.zeros(shape, dtype=tensor_dtype(dtype))
+        caches[f"{c.name}_received"] = torch.zeros(c.layers, c.kv_heads, c.capacity)
     return caches
 
 
 def inputs(entry: Entry, tokens: Any, positions: Any, caches: dict[str, Any]) -> list[Any]:
     """Put what an entry takes into the order of its placeholders."""
-    given = {"tokens": tokens, "positions": positions, **caches}
+    given = {"tokens": tokens, "positions": positions, "emphasis": torch.ones(tokens.shape[1]), **caches}
     return [given[str(n.target)] for n in entry.graph.nodes if n.op == "placeholder"]
 
 

@@ -131,9 +131,12 @@ class Compiled:
         self.caches: dict[str, np.ndarray] = {}
         self._weights: dict[str, Any] = {}
         most = max((c.capacity for c in program.caches.values()), default=BLOCK)
-        self.pool = self.SEQUENCES * -(-most // BLOCK)
-        self.blocks = array((self.pool,), "int32")
-        self.blocks[:] = np.random.default_rng(0).permutation(self.pool)
+        each = -(-most // BLOCK)
+        self.pool = self.SEQUENCES * each
+        # A sequence's tables: none of its own for each plane, nothing missing, its blocks.
+        self.blocks = array((self.SEQUENCES, 2 + each), "int32")
+        self.blocks[:, 2:] = np.random.default_rng(0).permutation(self.pool).reshape(-1, each)
+        self.received: dict[str, np.ndarray] = {}
         self._functions: dict[tuple[str, int, bool], tuple[Any, list[Any], dict[str, np.ndarray]]] = {}
 
     def feed(
@@ -153,7 +156,9 @@ class Compiled:
         tokens, positions, sequences = zip(*rows, strict=True)
         arrays["tokens"][:] = tokens
         arrays["positions"][:] = positions
-        arrays["tables"][:] = np.array(sequences) * (self.pool // self.SEQUENCES)
+        arrays["tables"][:] = np.array(sequences) * self.blocks.shape[1]
+        if "emphasis" in arrays:
+            arrays["emphasis"][:] = 1.0
         call(*arguments)
         logits = arrays["logits"].reshape(len(arrays["next"]), -1).copy()
         assert np.array_equal(arrays["next"], logits.argmax(-1)) or np.isnan(logits).any()
@@ -186,12 +191,14 @@ class Compiled:
                 self._weights[p.name] = _tensor_like(pack(p.packed, self.program.weights))
             return self._weights[p.name]
         if p.kind == "blocks":
-            return tensor(self.blocks)
+            return tensor(self.blocks.reshape(-1))
         if p.kind == "cache":
             buffer = self.caches.setdefault(p.name, array((self.pool * p.shape[0],), p.dtype))
         else:
             buffer = array(p.shape, p.dtype)
         arrays[p.name] = buffer
+        if p.kind == "received":
+            self.received[p.name] = buffer
         return tensor(buffer)
 
 

@@ -83,7 +83,7 @@ def change_manifest(target: Path, **fields: object) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schema_version": 99}, r"has format 99, this specqd reads 3: build it again"),
+        ({"schema_version": 99}, r"has format 99, this specqd reads 4: build it again"),
         ({"capacity": "many"}, "is not valid at capacity"),
         ({"surprise": 1}, "is not valid at surprise"),
         ({"files": {"../x": {"size": 1, "sha256": ""}}}, r"names '../x', outside the artifact"),

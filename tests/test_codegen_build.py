@@ -191,7 +191,7 @@ def test_an_operator_in_a_form_that_has_no_kernel_is_named_too() -> None:
 
 
 def test_a_float32_cache(program: Program) -> None:
-    program.caches["kv"] = replace(program.caches["kv"], dtype="float32")
+    program.caches["kv"] = replace(program.caches["kv"], key_dtype="float32", value_dtype="float32")
     with pytest.raises(CodegenError, match="cache kv is float32; compiled code keeps its cache in bfloat16"):
         lowered(program, "target", 1)
 

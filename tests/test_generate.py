@@ -88,6 +88,7 @@ class Scripted:
         self.vocab_size = VOCAB
         self.cache: list[int] = []
         self.seconds = 0.0
+        self.prefix_sharing = False
 
     def rows(self, entry: str, *, every_row: bool = False) -> tuple[int, ...]:
         return (1, 2, 3, 4)

@@ -50,7 +50,10 @@ def test_a_row_says_what_the_model_says_of_its_text_alone(family, rng):
         for row, logit in enumerate(logits):
             got[row].append(logit)
     exact = program.copy()
-    exact.caches = {n: dataclasses.replace(c, dtype="float32") for n, c in program.caches.items()}
+    exact.caches = {
+        name: dataclasses.replace(cache, key_dtype="float32", value_dtype="float32")
+        for name, cache in program.caches.items()
+    }
     for text, length, rows in zip(texts, lengths, got, strict=True):
         expected = run(exact, exact.target, torch.tensor([text]))[0]
         # Float32 sums in another order, of logits with a deviation near 1.

@@ -25,7 +25,7 @@ BANS = [
     ("transformers", ("codegen", "passes", "specqd"), "after capture nothing depends on transformers"),
     (
         "torch",
-        ("specqd/runtime", "codegen/kernels"),
+        ("specqd/runtime", "specqd/selection", "codegen/kernels"),
         "an artifact runs without torch, and kernels are only TIR",
     ),
     (

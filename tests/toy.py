@@ -18,6 +18,7 @@ CAPACITY = 64
 VOCAB = 50
 EOS = 7
 ROWS = (1, 2, 3, 4, 8, 16)
+WRITER = 256  # a cache holds a token, and this times the `wrong_every` of the entry that fed it
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,16 @@ def _prim_func(name: str, rows: int, wrong: int, last_only: bool) -> object:
         blocks = T.match_buffer(blocks_handle, (blocks_size,), "int32")
         value = T.alloc_buffer((1,), "int32")
         for i in range(rows):
-            cache[blocks[tables[i] + positions[i] // BLOCK] * BLOCK + positions[i] % BLOCK] = T.cast(
-                tokens[i], "uint16"
+            cache[blocks[tables[i] + 2 + positions[i] // BLOCK] * BLOCK + positions[i] % BLOCK] = T.cast(
+                tokens[i] + WRITER * wrong, "uint16"
             )
         for i in range(outputs):
             value[0] = 0
             for j in range(positions[first + i] + 1):
                 value[0] = (
                     value[0] * 31
-                    + T.cast(cache[blocks[tables[first + i] + j // BLOCK] * BLOCK + j % BLOCK], "int32")
+                    + T.cast(cache[blocks[tables[first + i] + 2 + j // BLOCK] * BLOCK + j % BLOCK], "int32")
+                    % WRITER
                     * (j + 3)
                 ) % 10007
             following[i] = weight[
@@ -95,7 +97,7 @@ def _function(entry: str, rows: int, draft: Draft, last_only: bool) -> Function:
         Arg(name="positions", kind="positions", dtype="int32", shape=(rows,)),
         Arg(name="tables", kind="tables", dtype="int32", shape=(rows,)),
         Arg(name="next", kind="next", dtype="int32", shape=(1 if last_only else rows,)),
-        Arg(name=draft.cache, kind="cache", dtype="uint16", shape=(BLOCK,)),
+        Arg(name=draft.cache, kind="cache", dtype="uint16", shape=(1, BLOCK)),
         Arg(name="blocks", kind="blocks", dtype="int32", shape=(1,)),
         Arg(name="table", kind="weight", dtype="int32", shape=(VOCAB,)),
     )

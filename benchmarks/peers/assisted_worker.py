@@ -41,7 +41,7 @@ class Assisted:
     def __init__(self, threads: int, folder: str, artifact: str, assistant: str | None) -> None:
         torch.set_num_threads(threads)
         self.model = _load(folder)
-        compiled = specqd.load(artifact, threads, sequences=2)
+        compiled = specqd.load(artifact, threads, sequences=2, prefix_sharing=False)
         self.ways: dict[str, dict[str, Any]] = {
             "plain": {},
             "prompt lookup": {"prompt_lookup_num_tokens": _LOOKED_UP},

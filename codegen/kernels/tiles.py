@@ -22,7 +22,9 @@ _ROWS = _CHANNELS = 16
 _WORDS = _ROWS * _CHANNELS  # 32-bit words of a full tile
 _STRIDE = 64  # bytes from one row of a full tile to the next
 _SUMS = 4  # tiles 0 to 3 add up, the rest hold operands
-_AHEAD = 64  # cache lines that a stream of weights is asked for ahead: a page, where the CPU's own prefetch stops
+_AHEAD = (
+    64  # cache lines that a stream of weights is asked for ahead: a page, where the CPU's own prefetch stops
+)
 
 Finish = Callable[[Any, Any, Any, Any], None]
 
@@ -80,8 +82,9 @@ class _Piece:
 
     def run(self, x: Any, weight: Any, offset: Any, finish: Finish, space: Any) -> None:
         sums = [[m * self.each + j for j in range(self.width)] for m in range(len(self.sizes))]
-        for tile in sum(sums, []):
-            _do("tilezero", tile)
+        for tiles in sums:
+            for tile in tiles:
+                _do("tilezero", tile)
         words = self.steps * (INPUTS // 2)  # of a row of x
         with I.serial(0, self.steps) as s:
             for m in range(len(self.sizes)):

@@ -23,8 +23,9 @@ __all__ = ["INT32", "Parameter", "Step"]
 INT32 = 2**31
 
 Kind = Literal[
-    "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "cache", "scratch", "weight"
-]
+    "tokens", "positions", "tables", "blocks", "emphasis", "next", "sums", "logits", "received", "cache", "scratch",
+    "weight",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,8 @@ class InsertKVCache(Pass):
         inputs = [n for n in entry.graph.nodes if n.op == "placeholder"]
         for shape, members in groups.items():
             name = _free_name(program, entry)
-            program.caches[name] = KVCache(
-                name, len(members), *shape, self._capacity(program, entry), self.dtype
-            )
+            capacity = self._capacity(program, entry)
+            program.caches[name] = KVCache(name, len(members), *shape, capacity, self.dtype, self.dtype)
             for part in "kv":
                 with entry.graph.inserting_after(inputs[-1]):
                     inputs.append(entry.graph.placeholder(f"{name}_{part}"))

@@ -121,7 +121,7 @@ class _Rows(Interpreter):
         self.weights = {name: program.weights[name].float() for name in program.used_weights(self.entry.name)}
         small = program.copy()
         small.caches = {
-            name: dataclasses.replace(cache, capacity=length, dtype="float32")
+            name: dataclasses.replace(cache, capacity=length, key_dtype="float32", value_dtype="float32")
             for name, cache in program.caches.items()
         }
         self.caches = {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from specqd.cache_formats import held
 from specqd.passes.match import arguments, calls
 from specqd.program import Entry, Program
 from specqd.reference import Interpreter
@@ -34,7 +35,7 @@ class Replay(Interpreter):
         self, program: Program, entry: Entry, texts: Sequence[Sequence[int]], of_target: Held | None = None
     ) -> None:
         super().__init__(program, entry)
-        self._dtypes = {f"{cache.name}_k": getattr(torch, cache.dtype) for cache in program.caches.values()}
+        self._dtypes = {f"{c.name}_k": (c.key_dtype, c.value_dtype) for c in program.caches.values()}
         self._lengths = [len(text) for text in texts]
         given = {
             "tokens": torch.tensor([[token for text in texts for token in text]]),
@@ -77,7 +78,7 @@ class Replay(Interpreter):
         cache, layer = str(given["cache_k"].target), int(given["layer"])
         q, k, v = (self.env[given[name]] for name in ("q", "k", "v"))
         sinks = None if given["sinks"] is None else self.env[given["sinks"]]
-        k, v = (x[0].to(self._dtypes[cache]).float() for x in (k, v))
+        k, v = (held(x[0], dtype) for x, dtype in zip((k, v), self._dtypes[cache], strict=True))
         self.held[cache, layer] = k, v
         keys, values = self._of_target.get((cache, layer), (k, v))
         options = given["scale"], given["window"], given["softcap"], sinks

@@ -88,6 +88,15 @@ def generate(
             "--explain-speculation", help="Show what was drafted in each round, and what became of it."
         ),
     ] = False,
+    cache_mb: Annotated[
+        float | None,
+        typer.Option(
+            "--cache-mb",
+            metavar="MB",
+            help="Let the caches take at most so many megabytes. (default: all of the context)",
+            show_default=False,
+        ),
+    ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Say afterwards how fast it went.")] = False,
     threads: Threads = None,
 ) -> None:
@@ -105,7 +114,7 @@ def generate(
     strings = [_valid(one, "a stop string") for one in stop or ()]
     chosen = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed, "coupling": coupling}
     sampling = _sampling(temperature, repetition_penalty, chosen)
-    model = load(directory, threads)
+    model = load(directory, threads, cache_mb=cache_mb)
     try:
         pieces = model.stream(
             text,

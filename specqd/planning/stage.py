@@ -77,6 +77,9 @@ class Stage:
         """Most rows of a pass that can check drafts: no recording reaches the end of the cache."""
         return self._costs.checking[entry][-1]
 
+    def schedule(self) -> None:
+        """Select nothing: what is played is too short for it."""
+
     def drive(self, steps: Steps[T]) -> T:
         """Do the work of a level, as specqd.runtime.asking.run does on an engine."""
         try:

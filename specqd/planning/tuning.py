@@ -70,7 +70,7 @@ def tune(
     if store:
         demand_writable(Path(directory))
     tell = progress or (lambda what, done, of: None)
-    model = load(directory, threads)
+    model = load(directory, threads, prefix_sharing=False)
     _demand_choice(model)
     texts = _fitting(model, [model.encode(prompt, raw=raw) for prompt in prompts], new_tokens)
     predictor, watch = observe(model, texts, new_tokens, tell)

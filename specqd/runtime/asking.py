@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 from specqd.runtime.choosing import Choice
 from specqd.runtime.engine import Engine
 from specqd.runtime.output import Output
+from specqd.runtime.selecting import Schedule
 
 __all__ = ["Alone", "Asked", "Entries", "Level", "LevelStats", "Pass", "Place", "Round", "Steps", "run"]
 
@@ -103,6 +104,10 @@ class Entries(Protocol):
 
     def room(self, entry: str, start: int) -> int:
         """Most rows of a pass from position `start` that outputs each; 0 at the cache's end."""
+        ...
+
+    def schedule(self) -> Schedule | None:
+        """When to select positions of a new text; None if that is never done."""
         ...
 
 

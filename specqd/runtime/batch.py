@@ -23,9 +23,9 @@ class _Running:
     """A sequence in the batch, and its place there: `seconds` are its share of each pass that it has rows in."""
 
     request: Request
-    sequence: int
     share: Callable[[], int]
     seconds: float = 0.0
+    sequence: int = field(init=False)
     decoding: Decoding = field(init=False)
     steps: Steps[list[int]] = field(init=False)
     wanted: Pass = field(init=False)
@@ -37,13 +37,14 @@ class _Running:
 class Batch:
     """Decodes the sequences that were added, as many together as the engine has place for; the others wait.
 
-    What a sequence gets is what it would get alone. Deeper levels go first, so that those above them find many
+    What a sequence gets is what it would get alone. One that begins like another whose prompt is being fed waits for
+    that, and then shares it. Deeper levels go first, so that those above them find many
     sequences waiting for the same pass; among the passes of a level the longest asked for goes first.
     """
 
     def __init__(self, engine: Engine, rules: Rules | None = None) -> None:
         self._engine = engine
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[_Running] = deque()
         self._running: list[_Running] = []  # the one whose pass was asked for first, first
         self._rules: Rules = {} if rules is None else rules
         self._cost = {entry: PassCost() for entry in engine.entries}
@@ -52,8 +53,14 @@ class Batch:
         self.passes = 0
 
     def add(self, request: Request) -> None:
-        """Put a sequence at the end of the queue."""
-        self._waiting.append(request)
+        """Put a sequence at the end of the queue; one that can never be decoded gets its `error` at once."""
+        one = _Running(request, self._share)
+        try:
+            one.decoding = request.begin(self._engine, self._rules, one)
+        except SpecqdError as error:
+            request.error = error
+            return
+        self._waiting.append(one)
 
     def __len__(self) -> int:
         """Sequences that are not finished."""
@@ -75,8 +82,7 @@ class Batch:
 
     def cancel(self, request: Request) -> None:
         """Drop a sequence, wherever it stands."""
-        if request in self._waiting:
-            self._waiting.remove(request)
+        self._waiting = deque(one for one in self._waiting if one.request is not request)
         for one in [one for one in self._running if one.request is request]:
             self._running.remove(one)
             self._end(one)
@@ -84,28 +90,29 @@ class Batch:
     def _admit(self) -> None:
         """Begin waiting sequences, in order, while one has a place to go to."""
         tables = self._engine.tables
-        while self._waiting:
+        while self._waiting and not self._prefix_is_coming(self._waiting[0].decoding):
             sequence = tables.take()
             if sequence is None:
                 return
-            if not tables.reserve(sequence, min(self._waiting[0].positions, self._engine.capacity)):
+            one = self._waiting[0]
+            if not one.decoding.enter(sequence, self._engine.slots(one.request.positions)):
                 tables.release(sequence)
                 return
-            self._begin(_Running(self._waiting.popleft(), sequence, self._share))
+            one.sequence = sequence
+            one.steps = one.decoding.advance()
+            self._resume(self._waiting.popleft(), None)
+
+    def _prefix_is_coming(self, decoding: Decoding) -> bool:
+        """Whether a sequence whose prompt is being fed will have more to share with this one than is known now."""
+        mine = decoding.sharing
+        if mine is None:
+            return False
+        feeding = [one.decoding for one in self._running if not one.decoding.stats.new_tokens]
+        return any(other.sharing is not None and mine.awaits(other.sharing) for other in feeding)
 
     def _share(self) -> int:
         """Rows that a sequence may have, so that all fit into one pass: a second one would cost what drafts gain."""
         return max(1, self._most // max(1, len(self._running)))
-
-    def _begin(self, one: _Running) -> None:
-        try:
-            one.decoding = one.request.begin(self._engine, self._rules, one)
-        except SpecqdError as error:
-            one.request.error = error
-            self._engine.tables.release(one.sequence)
-            return
-        one.steps = one.decoding.advance()
-        self._resume(one, None)
 
     def _resume(self, one: _Running, output: Output | None) -> list[int] | None:
         """Let a sequence go on until it asks for its next pass; return the tokens that became certain, if any."""
@@ -129,12 +136,15 @@ class Batch:
 
     def _end(self, one: _Running) -> None:
         one.steps.close()
+        one.decoding.leave()
         self._engine.tables.release(one.sequence)
 
     def _choose(self) -> list[_Running]:
         """Return the sequences whose wanted passes become one."""
-        entry = max((one.wanted.entry for one in self._running), key=self._depth.__getitem__)
+        entry = max((one.wanted.entry for one in self._running), key=lambda entry: self._depth.get(entry, 0))
         asking = [one for one in self._running if one.wanted.entry == entry]
+        if entry not in self._depth:
+            return asking[:1]  # an observer, which looks at one sequence
         most = self._engine.rows(entry, every_row=True)[-1]
         if len(asking[0].wanted.tokens) > most:
             return asking[:1]  # a piece of a prompt
@@ -154,7 +164,7 @@ class Batch:
         output = engine.feed_pieces(entry, pieces)
         seconds = engine.seconds - before
         self.passes += 1
-        cost = self._cost[entry]
+        cost = self._cost.setdefault(entry, PassCost())
         cost.learn(sum(rows), seconds)
         # What a row costs more is the sequence's own; what the pass costs anyway is shared.
         of_rows = min(cost.row, seconds / sum(rows))

@@ -29,6 +29,7 @@ class Bound:
     positions: np.ndarray
     tables: np.ndarray
     output: Output
+    received: np.ndarray | None = None
 
 
 class Memory:
@@ -51,6 +52,20 @@ class Memory:
                 )
         needed.update(manifest.sizes("scratch"))
         self._buffers = {name: aligned(size) for name, size in needed.items()}
+        self._caches = {arg.name: arg for f in manifest.functions for arg in f.args if arg.kind == "cache"}
+        shapes = {name: arg.shape for name, arg in self._caches.items()}
+        self.copies_blocks = all(len(shape) == 2 for shape in shapes.values())
+        self._planes = [self._buffers[name].reshape(s[0], tables.pool, -1) for name, s in shapes.items()]
+
+    def copy_block(self, source: int, block: int) -> None:
+        """Copy what all caches hold in a block to another one."""
+        for planes in self._planes:
+            planes[:, block] = planes[:, source]
+
+    def cache(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the keys and the values of a cache as compiled code takes them."""
+        keys, values = (self.array(self._caches[f"{name}_{part}"]) for part in "kv")
+        return keys, values
 
     def array(self, arg: Arg) -> np.ndarray:
         """Return the array of an argument: its own, or the one shared by all that name it."""
@@ -86,6 +101,8 @@ def bind(function: Function, call: Callable[..., None], memory: Memory) -> Bound
     if missing:
         raise ArtifactError(f"function {function.symbol!r} takes no {missing.pop()}: compile it again")
     rows = len(by_kind["next"])
+    if "emphasis" in by_kind:
+        by_kind["emphasis"][:] = 1 / len(by_kind["emphasis"])  # what slots receive is the mean over the rows
     logits, sums = by_kind.get("logits"), by_kind.get("sums")
     return Bound(
         call=call,
@@ -93,6 +110,7 @@ def bind(function: Function, call: Callable[..., None], memory: Memory) -> Bound
         tokens=by_kind["tokens"],
         positions=by_kind["positions"],
         tables=by_kind["tables"],
+        received=by_kind.get("received"),
         output=Output(
             by_kind["next"],
             None if logits is None else logits.reshape(rows, -1),

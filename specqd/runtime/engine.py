@@ -13,11 +13,13 @@ import numpy as np
 from specqd.artifact import Artifact, open_artifact
 from specqd.errors import InputError
 from specqd.manifest import BLOCK
-from specqd.runtime.binding import Memory, bind
-from specqd.runtime.blocks import BlockTables, blocks_for
+from specqd.runtime.binding import Bound, Memory, bind
+from specqd.runtime.blocks import BlockTables, pool_size
 from specqd.runtime.cpu import demand_cpu
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
+from specqd.runtime.selecting import Schedule
+from specqd.runtime.selections import drops, selection_of, tables_size
 from specqd.runtime.threads import ThreadChoice, available_cpus
 from specqd.runtime.tiles import permit_tiles
 from specqd.weightfile import read_weights
@@ -40,7 +42,8 @@ class Engine:
     `feed` feeds consecutive positions to an entry; positions it feeds again are overwritten in the caches,
     and later ones are ignored. By default the thread count follows what is fastest at the time
     (`ThreadChoice`) up to `threads`, itself by default the CPUs this process may use. The caches hold `positions`
-    positions of all sequences together, by default all that `sequences` sequences may have.
+    positions of all sequences together, or what fits into `cache_mb` megabytes (10^6 bytes), by default all that
+    `sequences` sequences may have. `prefix_sharing`: sequences that begin alike may share blocks of them.
     """
 
     def __init__(
@@ -50,36 +53,48 @@ class Engine:
         *,
         sequences: int = 1,
         positions: int | None = None,
+        cache_mb: float | None = None,
+        prefix_sharing: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"cannot run on {threads} threads: give 1 or more")
-        if sequences < 1 or (positions is not None and positions < 1):
-            raise InputError(f"cannot hold {sequences} sequences in {positions} positions: give 1 or more")
         manifest = artifact.manifest
         demand_cpu(manifest.triple, manifest.cpu_features)
         if "amx_tile" in manifest.cpu_features:
             permit_tiles()
         self.artifact = artifact
         self.manifest = manifest
-        pool = min(blocks_for(positions or sys.maxsize), sequences * blocks_for(manifest.capacity))
-        self.tables = BlockTables(sequences, manifest.capacity, pool)
-        self.capacity = min(manifest.capacity, pool * BLOCK)
+        pool = pool_size(manifest, sequences, positions, cache_mb)
+        record = manifest.selection
+        self.tables = BlockTables(sequences, manifest.capacity, pool, sequences * tables_size(manifest))
+        self._slots = min(manifest.capacity, pool * BLOCK)
+        self.capacity = (manifest.max_positions or sys.maxsize) if drops(manifest) else self._slots
         self.vocab_size = manifest.vocab_size
         self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
+        self._observer = record.observer if record else ""
+        self._caches = {name: frozenset(manifest.sizes("cache", name)) for name in self.entries}
         self.threads = threads or available_cpus()
         self._choice = ThreadChoice(self.threads)
         self._threads_set = 0
         self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)
-        memory = Memory(manifest, read_weights(artifact.weights), self.tables)
-        self._bound = {(f.entry, f.rows): bind(f, self.find(f.symbol), memory) for f in manifest.functions}
+        self.memory = Memory(manifest, read_weights(artifact.weights), self.tables)
+        # What is moved within a cache is no longer the text that others know.
+        self.prefix_sharing = prefix_sharing and self.memory.copies_blocks and not drops(manifest)
+        self._selection = selection_of(manifest, self.tables, self.memory, self.find)
+        self._bound = {
+            (f.entry, f.rows): bind(f, self.find(f.symbol), self.memory) for f in manifest.functions
+        }
         self._rows: dict[tuple[str, bool], tuple[int, ...]] = {}
         for f in sorted(manifest.functions, key=lambda f: f.rows):
             for every_row in {False, not f.last_only}:
                 self._rows[f.entry, every_row] = (*self._rows.get((f.entry, every_row), ()), f.rows)
         # Rows of the largest pass that outputs each, and positions that the caches hold.
         self._most = {
-            name: (max(self._rows.get((name, True), (0,))), min(level.capacity, self.capacity))
+            name: (
+                max(self._rows.get((name, True), (0,))),
+                self.capacity if drops(manifest) else min(level.capacity, self.capacity),
+            )
             for name, level in self._levels.items()
         }
 
@@ -91,6 +106,8 @@ class Engine:
         *,
         sequences: int = 1,
         positions: int | None = None,
+        cache_mb: float | None = None,
+        prefix_sharing: bool = True,
         verify: bool = False,
     ) -> Engine:
         """Check and load an artifact; its code runs in this process, so open only what you trust.
@@ -99,7 +116,14 @@ class Engine:
             ArtifactError: the artifact is damaged or was made for another CPU.
         """
         artifact = open_artifact(Path(directory), verify=verify)
-        return cls(artifact, threads, sequences=sequences, positions=positions)
+        return cls(
+            artifact,
+            threads,
+            sequences=sequences,
+            positions=positions,
+            cache_mb=cache_mb,
+            prefix_sharing=prefix_sharing,
+        )
 
     def rows(self, entry: str, *, every_row: bool = False) -> tuple[int, ...]:
         """Row counts that `entry` was compiled for, ascending; `every_row`: those that output each row."""
@@ -110,12 +134,25 @@ class Engine:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Names of the compiled entries."""
-        return tuple(dict.fromkeys(entry for entry, _ in self._bound))
+        """Names of the compiled entries that can be levels of a plan."""
+        return tuple(dict.fromkeys(f.entry for f in self.manifest.functions if f.entry != self._observer))
+
+    def schedule(self) -> Schedule | None:
+        """When to select positions of a new text; None if that is never done."""
+        record = self.manifest.selection
+        return Schedule(record, self._slots, drops(self.manifest)) if record else None
+
+    def slots(self, positions: int) -> int:
+        """Most positions that the caches ever hold of a text of so many."""
+        return min(positions, self._slots)
 
     def caches(self, entry: str) -> frozenset[str]:
         """Names of the caches that an entry uses."""
-        return frozenset(self.manifest.sizes("cache", entry))
+        return self._caches[entry]
+
+    def contested(self, entry: str) -> bool:
+        """Whether another entry can write to a cache of this one."""
+        return any(name != entry and caches & self._caches[entry] for name, caches in self._caches.items())
 
     def step(self, entry: str, tokens: Sequence[int], start: int) -> np.ndarray:
         """Feed `tokens` as `feed` does; return the greedy next token after each (int32, a view)."""
@@ -151,10 +188,10 @@ class Engine:
                 raise self._does_not_fit(entry, start, end)
             if min(tokens) < 0 or max(tokens) >= vocabulary:
                 tokens = self._known(tokens, vocabulary)
-            self.tables.hold(piece.sequence, end)
+            self.tables.hold(piece.sequence, end - self.tables.dropped(piece.sequence))
             bound.tokens[first:last] = tokens
             bound.positions[first:last] = range(start, end)
-            bound.tables[first:last] = self.tables.begin(piece.sequence)
+            bound.tables[first:last] = self._begin(entry, piece.sequence, end)
             first = last
         if count < rows:
             for given in (bound.tokens, bound.positions, bound.tables):
@@ -166,7 +203,22 @@ class Engine:
         taken = time.perf_counter() - began
         self.seconds += taken
         self._choice.report(key, threads, taken)
+        if entry == self._observer:
+            self._select(bound, pieces[0])
         return bound.output
+
+    def _begin(self, entry: str, sequence: int, end: int) -> int:
+        """Where the tables begin by which an entry finds the sequence's positions, up to `end`."""
+        selection = self._selection
+        own = selection.begin(sequence, end) if selection and entry == selection.entry else None
+        return self.tables.begin(sequence) if own is None else own
+
+    def _select(self, bound: Bound, piece: Piece) -> None:
+        """Select positions of a sequence by what the observer saw."""
+        assert self._selection is not None
+        assert bound.received is not None
+        length = piece.start + len(piece.tokens)
+        self._selection.select(piece.sequence, length, bound.received.reshape(self.manifest.planes, -1))
 
     def room(self, entry: str, start: int) -> int:
         """Most rows that `feed` takes at once from position `start` and outputs each of; 0 at the cache's end."""
@@ -205,9 +257,9 @@ class Engine:
 
     def _fitting(self, entry: str, count: int, every_row: bool) -> int:
         """Rows of the function that takes `count` of them; with `every_row`, one that outputs each."""
-        sizes = self.rows(entry, every_row=True)
         if not every_row and (entry, count) in self._bound:
             return count
+        sizes = self.rows(entry, every_row=True)
         if not 1 <= count <= sizes[-1]:
             raise self._no_function(entry, count)
         return next(rows for rows in sizes if count <= rows)

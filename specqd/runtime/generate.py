@@ -10,6 +10,7 @@ from specqd.errors import InputError
 from specqd.runtime.asking import LevelStats, Steps
 from specqd.runtime.engine import Engine
 from specqd.runtime.levels import Verifier
+from specqd.runtime.sharing import Sharing
 
 __all__ = ["Decoding", "Stats", "demand_prompt"]
 
@@ -18,6 +19,7 @@ __all__ = ["Decoding", "Stats", "demand_prompt"]
 class Stats:
     """What one generation did; filled in while it runs.
 
+    `reused_tokens` of the prompt were not fed, since the caches held them from an earlier one that began alike.
     `rounds` are target passes after the prefill. `drafts` are the levels that draft for the target itself,
     `levels` all below it. `compiled_seconds` is the part of `decode_seconds` spent in compiled code. `finish` is
     one of eos, stop (a stop string was met), length, context, cancelled, and "" while running or when broken off by an
@@ -25,6 +27,7 @@ class Stats:
     """
 
     prompt_tokens: int = 0
+    reused_tokens: int = 0
     new_tokens: int = 0
     rounds: int = 0
     prefill_seconds: float = 0.0
@@ -51,8 +54,9 @@ class Stats:
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens over the time until the first new token was known."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+        """Prompt tokens that were fed over the time until the first new token was known."""
+        fed = self.prompt_tokens - self.reused_tokens
+        return fed / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -74,7 +78,8 @@ class Decoding:
     """One sequence on its way: each `advance` makes some more tokens certain, until `stats.finish` says why it ended.
 
     It ends after `max_new_tokens`, after a token of the target's `stop` (which is given) or when the cache is full.
-    `busy` gives the seconds that compiled code has worked, for the figures.
+    `busy` gives the seconds that compiled code has worked, for the figures. What others have of the prompt is not
+    fed again (`sharing`), if the engine shares prefixes.
 
     Raises:
         InputError: the prompt is empty or does not fit the cache.
@@ -92,10 +97,27 @@ class Decoding:
         demand_prompt(engine, prompt, max_new_tokens)
         self.stats, self._engine, self._target, self._limit = stats, engine, target, max_new_tokens
         self._text = list(prompt)
+        self.sharing = Sharing(engine, target, list(prompt)) if engine.prefix_sharing else None
         self._busy = busy or (lambda: engine.seconds)
         stats.prompt_tokens = len(prompt)
         stats.drafts = tuple(source.level.stats for source in target.below)
         stats.levels = _all_levels(target)
+
+    def enter(self, sequence: int, positions: int) -> bool:
+        """Begin on a sequence of the engine that holds nothing, with blocks for so many positions set aside.
+
+        If there are too few, say False; the sequence must then be released.
+        """
+        if self.sharing is None:
+            return self._engine.tables.reserve(sequence, positions)
+        reused = self.sharing.enter(sequence, positions)
+        self.stats.reused_tokens = reused or 0
+        return reused is not None
+
+    def leave(self) -> None:
+        """Leave what the sequence holds of the text to others; to be called before it is released."""
+        if self.sharing is not None:
+            self.sharing.note(self._text, rest=True)
 
     def advance(self) -> Steps[list[int]]:
         """Ask for what is needed and end with the next tokens, one or more; the first time, of the prompt."""
@@ -109,6 +131,8 @@ class Decoding:
             stats.rounds += 1
             stats.decode_seconds += time.perf_counter() - began
             stats.compiled_seconds += self._busy() - busy
+        if self.sharing is not None:
+            self.sharing.note(self._text, rest=not stats.new_tokens)
         stats.new_tokens += len(new)
         stats.finish = _finish(self._engine, stats, new[-1].token, self._limit, target.stop)
         return [one.token for one in new]
@@ -128,9 +152,10 @@ def demand_prompt(engine: Engine, prompt: Sequence[int], max_new_tokens: int) ->
     if not prompt:
         raise InputError("the prompt is empty: give at least one token")
     if len(prompt) > engine.capacity:
+        wanted, budget = len(prompt) + max_new_tokens, engine.capacity < engine.manifest.capacity
+        remedy = f"load with `cache_tokens={wanted}`" if budget else f"compile with `--context {wanted}`"
         raise InputError(
-            f"the prompt has {len(prompt)} tokens and the cache holds {engine.capacity}: shorten it, or "
-            f"compile with `--context {len(prompt) + max_new_tokens}`"
+            f"the prompt has {len(prompt)} tokens and the cache holds {engine.capacity}: shorten it, or {remedy}"
         )
     known = engine.vocab_size
     if min(prompt) < 0 or max(prompt) >= known:

@@ -17,6 +17,7 @@ from specqd.runtime.choosing import Choice, Chooser
 from specqd.runtime.drafting import DraftLength
 from specqd.runtime.lookup import SuffixLookup
 from specqd.runtime.output import Output
+from specqd.runtime.selecting import Schedule
 
 __all__ = ["Looked", "Source", "Verifier"]
 
@@ -61,7 +62,8 @@ class Source:
 class Verifier:
     """A compiled entry of the engine, which checks in one pass of several rows what the level below proposes.
 
-    `engine` says what the entry takes, `place` what the sequence may use. `below`: whom to ask, the next only if the
+    `engine` says what the entry takes, `place` what the sequence may use. `schedule`: when to select positions of its
+    cache. `below`: whom to ask, the next only if the
     one before proposes nothing. `shares`: it reads and writes the cache of the level that asks it, so it
     needs no prefill of its own. `fed`: positions of the text that its cache holds; `began`: where it last proposed.
     """
@@ -74,6 +76,7 @@ class Verifier:
     stop: Collection[int] = ()
     on_round: Callable[[Round], None] | None = None
     place: Place = field(default_factory=Alone)
+    schedule: Schedule | None = None
     fed: int = 0
     began: int = field(default=0, init=False)
     stats: LevelStats = field(init=False)
@@ -96,7 +99,13 @@ class Verifier:
 
     def prefill(self, text: list[int]) -> Steps[Choice]:
         """Feed the whole text; append the token after it."""
-        output = yield from self._fill(text, len(text))
+        while self.schedule and self.fed < len(text):
+            self.schedule.begin(len(text))
+            if self.schedule.due > len(text):
+                break
+            output = yield from self._observe(text)
+        if self.fed < len(text):
+            output = yield from self._fill(text, len(text))
         (new,) = self.chooser.verify(output, len(output.next) - 1, text, ())
         text.append(new.token)
         return new
@@ -107,6 +116,19 @@ class Verifier:
             while length - self.fed >= rows:
                 output = yield Pass(self.entry, text[self.fed : self.fed + rows], self.fed)
                 self.fed += rows
+        return output
+
+    def _observe(self, text: list[int]) -> Steps[Output]:
+        """Feed the text up to where a selection is due, the last rows by the observer; return what it says."""
+        assert self.schedule is not None
+        due, record = self.schedule.due, self.schedule.record
+        start = max(0, due - record.window)
+        if self.fed < start:
+            yield from self._fill(text, start)
+        # What was fed before is fed again: the same bits, but now its attention is told.
+        output = yield Pass(record.observer, text[start:due], start)
+        self.fed = due
+        self.schedule.done()
         return output
 
     def propose(self, text: list[int], asked: Asked) -> Steps[list[Choice]]:
@@ -129,9 +151,14 @@ class Verifier:
 
         Ends with the first stop token. The cache must have a place for the last token of the text.
         """
+        if self.schedule and self.schedule.due == len(text):
+            return (yield from self._observed_round(text))
         if len(text) - self.fed > self._room():
             yield from self._fill(text, len(text) - 1)
         rows = self._room()
+        if self.schedule:
+            # Where a selection is due, the text must end as it would without drafts.
+            rows = min(rows, self.schedule.due - 1 - self.fed)
         pending = len(text) - self.fed
         began = self.place.spent()
         asked, drafts = yield from self._drafts(text, min(room - 1, rows - pending))
@@ -156,6 +183,16 @@ class Verifier:
         if drafts:
             self._report(asked[0].level.stats, drafts, min(agreed, len(new)), new)
         return new
+
+    def _observed_round(self, text: list[int]) -> Steps[list[Choice]]:
+        """Append the one token that the observer's pass makes certain."""
+        began = self.place.spent()
+        output = yield from self._observe(text)
+        (new,) = self.chooser.verify(output, len(output.next) - 1, text, ())
+        text.append(new.token)
+        self.stats.passes += 1
+        self.stats.seconds += self.place.spent() - began
+        return [new]
 
     def _room(self) -> int:
         return min(self.engine.room(self.entry, self.fed), self.place.share())

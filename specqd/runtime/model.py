@@ -230,8 +230,11 @@ class Model:
         if sequence is None:
             raise InputError("a batch has taken all sequences: load the artifact with more `sequences`")
         self._answers[request] = sequence
+        decoding = None
         try:
             decoding = request.begin(self.engine, self._rules)
+            if not decoding.enter(sequence, self.engine.slots(len(request.prompt))):
+                raise tables.full()
             while not decoding.stats.finish:
                 yield run(self.engine, decoding.advance(), sequence)
                 if request not in self._answers:
@@ -241,6 +244,8 @@ class Model:
                     )
         finally:
             if self._answers.pop(request, None) is not None:
+                if decoding is not None:
+                    decoding.leave()
                 tables.release(sequence)
 
     @cached_property
@@ -264,16 +269,28 @@ def load(
     *,
     sequences: int = 1,
     cache_tokens: int | None = None,
+    cache_mb: float | None = None,
+    prefix_sharing: bool = True,
     verify: bool = False,
 ) -> Model:
     """Load an artifact, which runs its code in this process: load only what you trust.
 
     `threads` is the most it may use (default: the CPUs of this process); `verify` hashes every file again. So many
     `sequences` can be decoded together (`generate_many`), whose prompts and answers may have `cache_tokens` tokens in
-    all (default: the artifact's context each).
+    all, or what fits into `cache_mb` megabytes (default: the artifact's context each). With `prefix_sharing`, a prompt
+    that begins as an earlier one or its answer did is fed from where they part; the tokens are the same either way.
 
     Raises:
         ArtifactError: the artifact is missing, damaged, or made for another CPU.
         InputError: an option is out of range.
     """
-    return Model(Engine.open(directory, threads, sequences=sequences, positions=cache_tokens, verify=verify))
+    engine = Engine.open(
+        directory,
+        threads,
+        sequences=sequences,
+        positions=cache_tokens,
+        cache_mb=cache_mb,
+        prefix_sharing=prefix_sharing,
+        verify=verify,
+    )
+    return Model(engine)

@@ -141,7 +141,16 @@ class Plan:
                     Source(made_level, rules.setdefault((depth, link), length_rule(link.rule)).share())
                 )
             below = made
-        return Verifier(engine, self.target, chooser, below, stop=stop, on_round=on_round, place=place)
+        return Verifier(
+            engine,
+            self.target,
+            chooser,
+            below,
+            stop=stop,
+            on_round=on_round,
+            place=place,
+            schedule=engine.schedule(),
+        )
 
     def _shares(self, engine: Entries) -> dict[Link, bool]:
         """Say which compiled level works on the cache of the one that asks it."""

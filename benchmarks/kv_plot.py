@@ -1,0 +1,56 @@
+"""Quality of a compressed cache against its size, as a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kv_tables import Row, error, loss_of, variant_of
+from kv_tasks import LONG
+
+__all__ = ["plot"]
+
+
+def plot(samples: Sequence[Row], dim: int, file: Path) -> None:
+    """Draw perplexity loss and retrieval against size, of the methods alone and KVCrush, if matplotlib is there."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no plot: it needs matplotlib")
+        return
+    lines: dict[str, dict[float, list[Row]]] = {}
+    for row in samples:
+        variant = variant_of(row)
+        if variant.method in (variant.scorer, "kvcrush random"):
+            name = str(replace(variant, ratio=1, format="bf16"))
+            name = f"{name}, rounded" if variant.format != "bf16" else name
+            lines.setdefault(name, {}).setdefault(variant.bytes_ratio(dim), []).append(row)
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, sizes in sorted(lines.items()):
+        style = "o--" if name.startswith("kvcrush") else "s:" if "rounded" in name else "o-"
+        for axes, value in ((left, _percent_loss), (right, _percent_found)):
+            points = [(100 / ratio, value(group)) for ratio, group in sorted(sizes.items())]
+            known = [(size, *at) for size, at in points if at]
+            if known:
+                x, y, error = zip(*known, strict=True)
+                axes.errorbar(x, y, error, fmt=style, label=name, capsize=2, markersize=4, linewidth=1)
+    for axes, title in ((left, "perplexity loss, %"), (right, "questions answered, % of the full cache's")):
+        axes.set(xlabel="cache, % of the full BF16 cache's bytes", title=title, xscale="log")
+        axes.set_xticks([12.5, 25, 50], ["12.5", "25", "50"])
+    left.set_yscale("symlog", linthresh=1)
+    left.axhline(1, color="grey", linewidth=0.5)
+    left.legend(fontsize=7)
+    figure.savefig(file, dpi=110)
+
+
+def _percent_loss(group: Iterable[Row]) -> tuple[float, float] | None:
+    found = error([loss_of(row) for row in group if row["task"] == LONG])
+    return found and (100 * math.expm1(found[0]), 100 * math.exp(found[0]) * found[1])
+
+
+def _percent_found(group: Iterable[Row]) -> tuple[float, float] | None:
+    found = error([float(row["found"]) for row in group if row["task"] == "asked before"])
+    return found and (100 * found[0], 100 * found[1])

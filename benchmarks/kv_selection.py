@@ -1,0 +1,237 @@
+"""What selecting positions of the cache does to speed, for a draft alone and in the target, by the length of the text.
+
+For each length a text is read and continued: plainly, by a draft that sees everything, by one that sees what
+`select-kv` selects, and plainly by a target that keeps only that. The first three must give the same tokens.
+Selections are charged with what their passes take beyond a plain step, and with what follows the pass.
+
+    python benchmarks/kv_selection.py                            # SmolLM2-135M-Instruct; texts: the project's own pages
+    python benchmarks/kv_selection.py --model FOLDER --texts A.txt B.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import machine
+import report
+from subject import checkpoint, compiled
+
+from specqd.build import default_pipeline
+from specqd.program import OBSERVER
+from specqd.runtime.model import Model, load
+
+_PAGES = ("docs/architecture.md", "benchmarks/README.md", "README.md", "docs/write-a-pass.md")
+_PLAN = "target <- draft@fixed:{}"
+Sample = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print, and write what `report` writes."""
+    options = _options()
+    most = max(options.lengths) + options.new_tokens + 64
+    sizes = f"tokens={options.tokens},every={options.every}"
+    steps = {"draft": f"draft: select-kv{{{sizes}}}", "target": f"select-kv{{method=kvcrush,{sizes}}}"}
+    folder = checkpoint(options.model)
+    models = {
+        where: load(
+            compiled(folder, f"selecting-{where}", f"{default_pipeline(most)}, {step}"),
+            options.threads,
+            prefix_sharing=False,
+        )
+        for where, step in steps.items()
+    }
+    texts = _texts(options, models["draft"])
+    quiet, samples = machine.Quiet(), []
+    for number in range(options.rounds):
+        for length in options.lengths:
+            known = [text for text in texts if len(text) >= length]
+            text = known[number % len(known)][:length]
+            samples.append(_round(models, quiet, text, options))
+    details = {
+        "model": folder.name,
+        "rounds": options.rounds,
+        "new tokens": options.new_tokens,
+        "kept tokens": options.tokens,
+        "selected every": options.every,
+        "plan": _PLAN.format(options.draft_length),
+        "threads": models["draft"].engine.threads,
+        "isa": models["draft"].engine.manifest.isa,
+        "identical": all(sample["identical"] for sample in samples),
+        "cores used by other processes, at most": round(quiet.worst, 3),
+    }
+    report.write(f"kv-selection-{folder.name}", [_table(samples)], details, samples, options)
+    if options.json:
+        options.json.write_text(
+            json.dumps([row for s in samples for row in _rows(s, options)], indent=1) + "\n"
+        )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measure what selecting positions of the cache does to speed."
+    )
+    parser.add_argument("--model", type=Path, help="BF16 Hugging Face folder (default: SmolLM2, fetched)")
+    parser.add_argument(
+        "--texts", type=Path, nargs="+", help="UTF-8 files (default: the project's own pages)"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[1000, 2000, 4000, 7800], help="of the texts, in tokens"
+    )
+    parser.add_argument("--tokens", type=int, default=512, help="positions that are kept")
+    parser.add_argument("--every", type=int, default=128, help="positions between two selections")
+    parser.add_argument("--draft-length", type=int, default=3, help="tokens drafted at once")
+    parser.add_argument("--rounds", type=int, default=3, help="texts of each length")
+    parser.add_argument("-n", "--new-tokens", type=int, default=256, help="new tokens a text")
+    parser.add_argument("--quick", action="store_true", help="one round of two lengths, 160 new tokens")
+    parser.add_argument("--json", type=Path, help="write a row for each measurement to this file")
+    report.add_options(parser)
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.new_tokens, options.lengths = 1, 160, [min(options.lengths), 4000]
+    return options
+
+
+def _texts(options: argparse.Namespace, model: Model) -> list[list[int]]:
+    root = Path(__file__).parent.parent
+    pages = [file.read_text("utf-8") for file in options.texts or [root / page for page in _PAGES]]
+    whole = [model.encode(page, raw=True) for page in pages]
+    # A text that is too short goes on with those after it.
+    joined = [[token for page in whole[i:] + whole[:i] for token in page] for i in range(len(whole))]
+    longest = max(options.lengths)
+    if len(joined[0]) < longest:
+        raise SystemExit(
+            f"the texts have {len(joined[0])} tokens together, and {longest} are asked for: give more `--texts`"
+        )
+    return joined
+
+
+def _round(
+    models: dict[str, Model], quiet: machine.Quiet, text: list[int], options: argparse.Namespace
+) -> Sample:
+    sample: Sample = {"length": len(text)}
+    plan = _PLAN.format(options.draft_length)
+    cases = {
+        "plain": ("draft", None, False),
+        "draft, all": ("draft", plan, False),
+        "draft, selected": ("draft", plan, True),
+        "target, selected": ("target", None, True),
+    }
+    tokens = {}
+    for name, (where, by, selects) in cases.items():
+        made = quiet(
+            lambda where=where, by=by, selects=selects: _answer(models[where], text, options, by, selects)
+        )
+        tokens[name] = made.pop("made")
+        sample[name] = made
+    sample["identical"] = tokens["plain"] == tokens["draft, all"] == tokens["draft, selected"]
+    return sample
+
+
+def _answer(
+    model: Model, text: list[int], options: argparse.Namespace, plan: str | None, selects: bool
+) -> Sample:
+    """Answer once; `selection`: share of the time after the prompt that selections took."""
+    engine = model.engine
+    feed, spent = engine.feed_pieces, {True: [], False: []}
+
+    def timed(entry: str, pieces: Any) -> Any:
+        began = time.perf_counter()
+        output = feed(entry, pieces)
+        if entry == OBSERVER or len(pieces[0].tokens) == 1:
+            spent[entry == OBSERVER].append(time.perf_counter() - began)
+        return output
+
+    engine.feed_pieces = timed  # type: ignore[method-assign]
+    if not selects:
+        engine.schedule = lambda: None  # type: ignore[method-assign]
+    try:
+        answer = model.generate(
+            text, options.new_tokens, plan=plan, speculate=plan is not None, ignore_eos=True
+        )
+    finally:
+        del engine.feed_pieces
+        engine.__dict__.pop("schedule", None)
+    stats = answer.stats
+    step = median(spent[False]) if spent[False] and plan is None else 0.0
+    beyond = sum(seconds - step for seconds in spent[True][1:])  # the first is the prompt's
+    return {
+        "made": answer.tokens,
+        "tokens/s": stats.decode_tokens_per_s,
+        "acceptance": stats.acceptance_rate,
+        "prefill s": stats.prefill_seconds,
+        "selection": beyond / stats.decode_seconds,
+    }
+
+
+def _table(samples: list[Sample]) -> report.Table:
+    rows, figures = [], {}
+    for length in dict.fromkeys(sample["length"] for sample in samples):
+        of_length = [sample for sample in samples if sample["length"] == length]
+        rates = {
+            name: report.spread(sample[name]["tokens/s"] for sample in of_length)
+            for name in ("plain", "draft, all", "draft, selected", "target, selected")
+        }
+        gain = report.spread(
+            s["draft, selected"]["tokens/s"] / s["draft, all"]["tokens/s"] for s in of_length
+        )
+        accepted = [
+            report.spread(s[name]["acceptance"] for s in of_length)
+            for name in ("draft, all", "draft, selected")
+        ]
+        prefill = report.spread(
+            s["target, selected"]["prefill s"] / s["plain"]["prefill s"] - 1 for s in of_length
+        )
+        cost = report.spread(s["target, selected"]["selection"] for s in of_length)
+        rows.append(
+            [
+                str(length),
+                *(rate.show(1) for rate in rates.values()),
+                gain.show(2),
+                " / ".join(f"{one.median:.3f}" for one in accepted),
+                f"{prefill.median:+.1%}",
+                f"{cost.median:.2%}",
+            ]
+        )
+        figures[str(length)] = {"gain": gain, "prefill": prefill, "selection": cost, **rates}
+    title = "Tokens/s after a text of so many tokens, median over the rounds (lowest-highest):"
+    head = [
+        "tokens", "plain", "draft sees all", "draft sees the selected", "target keeps the selected",
+        "selected / all", "acceptance, all / selected", "added to the prompt's time", "selections, of the time",
+    ]  # fmt: skip
+    return report.Table(title, head, rows, figures)
+
+
+def _rows(sample: Sample, options: argparse.Namespace) -> list[Sample]:
+    """Rows as those of kv_quality.py."""
+    kept = min(options.tokens, sample["length"]) / sample["length"]
+    shared = {
+        "tokens_ratio": kept,
+        "bytes_ratio": kept,
+        "ppl_loss": None,
+        "top1": None,
+        "retrieval": None,
+        "seed": 0,
+    }
+    methods = {"draft": ("snapkv", None), "target": ("kvcrush", "snapkv")}
+    return [
+        {
+            "method": method,
+            "scorer": scorer,
+            "where": where,
+            **shared,
+            "selection_cost": sample[f"{where}, selected"]["selection"],
+            "prefill_cost": sample[f"{where}, selected"]["prefill s"] / sample["plain"]["prefill s"] - 1,
+            "tokens_per_s": sample[f"{where}, selected"]["tokens/s"],
+        }
+        for where, (method, scorer) in methods.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

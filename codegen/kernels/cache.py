@@ -1,0 +1,177 @@
+"""How a cache lies in memory: blocks of 16 positions in any order, and the formats of the keys and values in them.
+
+A cache is made of planes, one for each layer and key head; a plane of blocks: a table says where the blocks of a
+sequence lie. In a block of keys pairs of channels lie outside and positions inside, so that scores are a small matrix
+kernel without horizontal sums; values lie position by position. Scales follow the numbers that they belong to, in the
+same block: what it means depends on nothing else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.activations import bf16_bits
+from specqd.codegen.tir import I, bind, i32, load, splat, tirx
+from specqd.manifest import BLOCK
+
+__all__ = ["BF16Keys", "BF16Values", "Keys", "Paged", "Values", "as_float"]
+
+
+@dataclass(frozen=True)
+class _Format(ABC):
+    """The form of the keys or values of one head: `channels` of them a position.
+
+    `base` is a block's first element in the buffer, `slot` a position's place in the block. A `line` is a local float32
+    buffer with the channels of one position, and zeros up to a multiple of the lanes.
+    """
+
+    isa: ISA
+    channels: int
+    #: what the buffer is made of
+    dtype: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def elements(self) -> int:
+        """Elements of a block."""
+
+    @property
+    def line(self) -> int:
+        """Elements of a line of the CPU's caches."""
+        return 512 // int(self.dtype.removeprefix("int"))
+
+    @property
+    def group(self) -> int:
+        """Neighbouring channels that share a scale."""
+        return self.channels
+
+    @abstractmethod
+    def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
+        """Write the line of a position; it may be overwritten meanwhile."""
+
+    @abstractmethod
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Say where in a block a position's elements lie: `(first, slots apart, elements apart, how many)` each."""
+
+    def scales(self, buffer: Any, base: Any, group: Any, slot: int) -> Any:
+        """Load the scales of a group of channels at as many positions from `slot` as there are lanes, if it has any."""
+        return None
+
+
+class Keys(_Format):
+    """A form of keys; an odd last channel is followed by one of zeros."""
+
+    @property
+    def pairs(self) -> int:
+        """Channel pairs of a key."""
+        return -(-self.channels // 2)
+
+    @abstractmethod
+    def pair(self, buffer: Any, base: Any, pair: Any, slot: int) -> tuple[Any, Any]:
+        """Load both channels of a pair as float32, at as many positions from `slot` as there are lanes."""
+
+
+class Values(_Format):
+    """A form of values."""
+
+    @abstractmethod
+    def vector(self, buffer: Any, base: Any, slot: Any, channel: Any, lanes: int) -> Any:
+        """Load `lanes` channels of one position as float32."""
+
+
+class BF16Keys(Keys):
+    """A pair of channels in an int32."""
+
+    dtype = "int32"
+
+    @property
+    def elements(self) -> int:
+        """A pair of a position each."""
+        return self.pairs * BLOCK
+
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Pairs outside, positions inside."""
+        return [(0, 1, BLOCK, self.pairs)]
+
+    def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
+        """Round to nearest even."""
+        with I.serial(0, self.pairs) as d:
+            high = tirx.shift_left(bf16_bits(line[d * 2 + 1]), i32(16))
+            word = tirx.bitwise_or(bf16_bits(line[d * 2]), high)
+            I.buffer_store(buffer, word, [base + d * BLOCK + slot])
+
+    def pair(self, buffer: Any, base: Any, pair: Any, slot: int) -> tuple[Any, Any]:
+        """Shift and mask."""
+        lanes = self.isa.lanes
+        words = bind(load(buffer, base + slot + pair * BLOCK, lanes))
+        low = bind(as_float(tirx.shift_left(words, splat(i32(16), lanes)), lanes))
+        return low, bind(as_float(tirx.bitwise_and(words, splat(i32(-65536), lanes)), lanes))
+
+
+class BF16Values(Values):
+    """A channel in an int16."""
+
+    dtype = "int16"
+
+    @property
+    def elements(self) -> int:
+        """A channel of a position each."""
+        return self.channels * BLOCK
+
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Positions outside, channels inside."""
+        return [(0, self.channels, 1, self.channels)]
+
+    def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
+        """Round to nearest even."""
+        first = bind(base + slot * self.channels)
+        with I.serial(0, self.channels) as d:
+            I.buffer_store(buffer, tirx.Cast("int16", bf16_bits(line[d])), [first + d])
+
+    def vector(self, buffer: Any, base: Any, slot: Any, channel: Any, lanes: int) -> Any:
+        """Widen and shift."""
+        words = load(buffer, base + slot * self.channels + channel, lanes)
+        wide = tirx.Cast(f"int32x{lanes}" if lanes > 1 else "int32", words)
+        return bind(as_float(tirx.shift_left(wide, splat(i32(16), lanes)), lanes))
+
+
+@dataclass(frozen=True)
+class Paged:
+    """One layer of a paged cache, and where each row stands.
+
+    `keys` and `values` are buffers in the forms `key_form` and `value_form`, each of `pool` blocks a plane; `blocks`
+    int32 holds the tables, `tables` int32 `[rows]` where in it those of each row begin, `positions` int32 `[rows]` each
+    row's place in its sequence. First comes how far the table of a plane is from that of the plane before (0: they
+    share one), counted from the model's first, of which this cache has those from `first` on. A table begins with
+    how many positions of the sequence are not in the cache any more; then come the blocks of those that are, in
+    order: its slots.
+    """
+
+    keys: Any
+    values: Any
+    key_form: Keys
+    value_form: Values
+    pool: Any
+    layer: Any
+    blocks: Any
+    tables: Any
+    positions: Any
+    first: int = 0
+
+    def stand(self, plane: Any, row: Any) -> tuple[Any, Any]:
+        """Return where the row's table for a plane begins, and the row's slot."""
+        begin = bind(self.tables[row])
+        table = bind(begin + 1 + (plane + self.first) * self.blocks[begin])
+        return table, bind(self.positions[row] - self.blocks[table])
+
+    def block(self, plane: Any, table: Any, index: Any) -> Any:
+        """Where block `index` of a table lies in a plane, counted in blocks from the buffer's begin."""
+        return plane * self.pool + self.blocks[table + 1 + index]
+
+
+def as_float(bits: Any, lanes: int) -> Any:
+    """Read int32 lanes as the float32 of the same bits."""
+    return tirx.reinterpret(f"float32x{lanes}" if lanes > 1 else "float32", bits)

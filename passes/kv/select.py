@@ -1,0 +1,155 @@
+"""select-kv: keep the part of the cache that attention needs, in the model itself or for a draft alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from torch import fx
+
+from specqd.errors import InputError
+from specqd.passes.contract import Pass, Refusal
+from specqd.passes.match import arguments, calls
+from specqd.passes.rewrite import replace
+from specqd.program import OBSERVER, Entry, Program, Selection
+from specqd.selection import method
+
+__all__ = ["SelectKV"]
+
+_ARGUMENTS = (
+    "q", "k", "v", "cache_k", "cache_v", "positions", "scale", "layer", "window", "softcap", "sinks", "key_dtype",
+    "value_dtype",
+)  # fmt: skip
+
+ops = torch.ops.specqd
+
+
+class SelectKV(Pass):
+    """Say which positions stay in the cache, by what the latest queries attend to.
+
+        target  ->  target, observer
+        cached_attention(q, ...)  ->  observed_cached_attention(q, ..., emphasis, kv_received)
+
+    The observer is the target with attention that also says how much weight each slot gets; it takes the place of the
+    target in one pass of `window` rows whenever something is to be selected: at the end of the prompt and each
+    time that `every` more positions have come. So scores cost no pass of their own, and the matrix of weights is
+    never whole.
+
+    1. On the target: what is not selected is dropped from the cache, which then holds `tokens` and, until the next
+       selection, the newest ones. The output is that of the model with this cache, and speculation leaves it so.
+    2. On a draft that shares the target's cache: the target keeps everything, and the draft attends to the selected
+       blocks only. The output cannot change.
+    3. Refused: an entry without a cache, layers with a sliding window (slots would no longer say how far a position is
+       away), a draft with a cache of its own, and an entry for which something is selected already.
+
+    Attributes:
+        method: how to score: a name of `specqd.selection`.
+        scorer: the method whose scores `kvcrush` goes by.
+        share: how much of what `kvcrush` chooses are proxies of the rest.
+        anchor: the code that `kvcrush` measures distances from.
+        seed: of `kvcrush`'s random anchor, and of `random`.
+        tokens: positions to keep, with the first ones and the newest ones among them.
+        every: positions that come until the next selection.
+        window: latest queries that are looked at, rows of the observer.
+        sinks: first positions, always kept.
+        recent: newest positions, always kept.
+    """
+
+    name = "select-kv"
+    acts_on: ClassVar[Literal["every entry", "the target"]] = "the target"
+    method: str = "snapkv"
+    scorer: str = "snapkv"
+    share: float = 0.25
+    anchor: Literal["random", "mean", "inverse-mean", "alternating", "zeros", "ones"] = "random"
+    seed: int = 0
+    tokens: int = 1024
+    every: int = 256
+    window: int = 16
+    sinks: int = 4
+    recent: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        super().__post_init__()
+        if self.sinks < 0 or min(self.every, self.window) < 1 or self.recent < self.window:
+            raise InputError(
+                f"{self.name}: {self.sinks} sinks, {self.recent} recent positions, a window of {self.window} and a "
+                f"selection every {self.every}: give 0 or more sinks, 1 or more of the rest, and at least the window "
+                "as recent"
+            )
+        method(self.method, **self._options())
+        if self.tokens <= self.sinks + self.recent:
+            raise InputError(
+                f"{self.name}: {self.tokens} tokens are no more than the {self.sinks} sinks and {self.recent} recent "
+                "positions that are always kept: give more tokens, or keep fewer of those"
+            )
+
+    @property
+    def lossless(self) -> bool:
+        """Only a draft's selection leaves the logits of the entry as they are, and it changes those of the draft."""
+        return False
+
+    def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
+        """Derive the observer, unless there is one, and declare the selection."""
+        output = next(n for n in reversed(entry.graph.nodes) if n.op == "output")
+        reason = self._unsuitable(program, entry)
+        if reason:
+            yield Refusal(output.name, reason)
+            return
+        program.selections[entry.name] = Selection(
+            self.method, self._options(), self.tokens, self.every, self.window, self.sinks, self.recent
+        )
+        if OBSERVER not in program.entries:
+            yield from _derive_observer(program)
+        else:
+            yield next(n for n in reversed(program.entries[OBSERVER].graph.nodes) if n.op == "output")
+
+    def _options(self) -> dict[str, str | int | float]:
+        """Return the options that are the method's own."""
+        if self.method == "kvcrush":
+            return {"scorer": self.scorer, "share": self.share, "anchor": self.anchor, "seed": self.seed}
+        return {"seed": self.seed} if self.method == "random" else {}
+
+    def _unsuitable(self, program: Program, entry: Entry) -> str | None:
+        attentions = [n for n in entry.graph.nodes if calls(n, ops.cached_attention)]
+        of_target = [n for n in program.target.graph.nodes if calls(n, ops.cached_attention)]
+        if not attentions or not of_target:
+            return "it has no cache to select from; put insert-kv-cache first"
+        if program.selections:
+            done = next(iter(program.selections))
+            return f"something is selected for {done} already, and all tables follow that; select once"
+        windowed = [n.name for n in attentions if arguments(n)["window"]]
+        if windowed:
+            return (
+                f"{windowed[0]} attends to a sliding window, and slots of a selected cache do not say how far apart "
+                "positions are; such a model needs little cache as it is"
+            )
+        shared = {str(n.args[3].target) for n in of_target}
+        if entry.name != program.chain[0] and not {str(n.args[3].target) for n in attentions} <= shared:
+            return f"{entry.name} has a cache of its own; put share-kv first"
+        own = [name for name in program.caches if f"{name}_k" not in shared]
+        if entry.name == program.chain[0] and own:
+            return (
+                f"the cache {own[0]} of a draft keeps every position and follows the same tables as the target's; "
+                "share the target's cache (share-kv), leave the draft out, or select for a draft only"
+            )
+        return None
+
+
+def _derive_observer(program: Program) -> Iterator[fx.Node]:
+    observer = program.target.copy()
+    observer.name, observer.derived_from = OBSERVER, program.target.name
+    program.entries[OBSERVER] = observer
+    last = [n for n in observer.graph.nodes if n.op == "placeholder"][-1]
+    with observer.graph.inserting_after(last):
+        emphasis = last = observer.graph.placeholder("emphasis")
+    received: dict[str, fx.Node] = {}
+    for node in [n for n in observer.graph.nodes if calls(n, ops.cached_attention)]:
+        given = arguments(node)
+        cache = str(given["cache_k"].target).removesuffix("_k")
+        if cache not in received:
+            with observer.graph.inserting_after(last):
+                received[cache] = last = observer.graph.placeholder(f"{cache}_received")
+        args = (*(given[name] for name in _ARGUMENTS), emphasis, received[cache])
+        yield replace(node, ops.observed_cached_attention.default, args)

@@ -1,0 +1,44 @@
+"""When positions are selected: at lengths of the text that do not depend on how it is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from specqd.manifest import SelectionRecord
+
+__all__ = ["Schedule"]
+
+
+@dataclass
+class Schedule:
+    """Of one text: `due`, the number of positions in the cache at which the next selection is made.
+
+    The selection's last position is fed by an observer, which looks at the `window` last ones. `dropped` positions are
+    not in the cache any more, which has `slots`; all of them are, if the selection is a draft's.
+    """
+
+    record: SelectionRecord
+    slots: int
+    drops: bool
+    due: int = field(init=False)
+    dropped: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Let the first selection come when there is enough to select from."""
+        self.due = self.record.tokens + self.record.every
+
+    def begin(self, length: int) -> None:
+        """Say that a prompt has `length` positions.
+
+        It is selected from as soon as it is fed, if it is long, or on the way where the cache is full.
+        """
+        if self.drops and length - self.dropped > self.slots:
+            self.due = self.dropped + self.slots
+        elif length - self.dropped > self.record.tokens:
+            self.due = length
+
+    def done(self) -> None:
+        """Say that the selection was made; the next is due `every` positions later."""
+        if self.drops:
+            self.dropped = self.due - min(self.record.tokens, self.due - self.dropped)
+        self.due += self.record.every

@@ -1,0 +1,49 @@
+"""SnapKV (arXiv 2404.14469): what the last queries attend to, and the neighbours of that."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from specqd.errors import InputError
+from specqd.selection.method import Method
+from specqd.selection.observed import Floats, Observed
+
+__all__ = ["SnapKV", "pooled"]
+
+
+class SnapKV(Method):
+    """Attention received from the last queries, pooled over neighbouring tokens so that their context stays too.
+
+    The observation window itself is not pooled into the rest: its share of attention says that it is near.
+
+    Attributes:
+        kernel: how many tokens are pooled, odd.
+        pooling: `mean` or `max` of them.
+    """
+
+    name = "snapkv"
+    needs = ("received",)
+    kernel: int = 5
+    pooling: Literal["mean", "max"] = "mean"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.kernel < 1 or self.kernel % 2 == 0 or self.pooling not in ("mean", "max"):
+            raise InputError(
+                f"snapkv cannot take the {self.pooling!r} over {self.kernel} tokens; pooling is mean or max, kernel odd"
+            )
+
+    def score(self, observed: Observed) -> Floats:
+        """Return the pooled attention; the window's tokens score above all others (section 4.1)."""
+        before = pooled(observed.received[:, : observed.length - observed.window], self.kernel, self.pooling)
+        above = before.max(initial=0) + 1
+        return np.pad(before, ((0, 0), (0, observed.window)), constant_values=above)
+
+
+def pooled(scores: Floats, kernel: int, pooling: Literal["mean", "max"]) -> Floats:
+    """Pool float32 [rows, T] over `kernel` neighbours, with zeros beyond the ends."""
+    padded = np.pad(scores, ((0, 0), (kernel // 2, kernel // 2)))
+    neighbours = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=-1)
+    return neighbours.mean(axis=-1) if pooling == "mean" else neighbours.max(axis=-1)

@@ -1,0 +1,37 @@
+"""Compiled attention that says how much weight each slot received."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from compiled import RUNNABLE, Compiled, llama, random_tokens
+
+from specqd.passes.kv.select import SelectKV
+from specqd.program import OBSERVER
+from specqd.reference import Interpreter, inputs, new_caches
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize(("start", "rows"), [(0, 16), (150, 16), (37, 5)])
+def test_slots_receive_what_the_reference_says(isa: str, start: int, rows: int) -> None:
+    program = SelectKV(tokens=100)(llama()).program
+    made = Compiled(program, isa)
+    tokens = random_tokens(program, start + rows, torch.Generator().manual_seed(start))
+    for at in range(0, start, 10):
+        made.feed("target", tokens[at : min(at + 10, start)], at)
+    plain = made.feed("target", tokens[start:], start)
+    got = made.feed(OBSERVER, tokens[start:], start)
+    assert np.array_equal(got, plain)
+
+    caches = new_caches(program)
+    for entry, part, first in (("target", tokens[:start], 0), (OBSERVER, tokens[start:], start)):
+        if part:
+            given = torch.tensor([part]), torch.arange(first, first + len(part))[None]
+            observed = program.entry(entry)
+            Interpreter(program, observed).run(*inputs(observed, *given, caches))
+    wanted = caches["kv_received"].numpy()
+    received = made.received["received"].reshape(wanted.shape)[..., : start + rows]
+    assert np.allclose(received.sum(-1), rows, rtol=1e-4)
+    assert np.allclose(received, wanted[..., : start + rows], atol=0.02 * rows)
+    assert np.isnan(made.received["received"].reshape(wanted.shape)[..., start + rows :]).all()
