@@ -6,8 +6,9 @@ from typing import Any
 
 from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.kernels.attention import CHUNK, Attention, Unit, query_tile
+from specqd.codegen.kernels.attention import query_tile
 from specqd.codegen.kernels.cache import Paged
+from specqd.codegen.kernels.queries import CHUNK, Attention, Queries
 from specqd.codegen.tir import I, bind, f32, i32, local, parallel, tirx
 
 __all__ = ["received"]
@@ -51,7 +52,7 @@ def received(
                 # The last tile may overlap the one before: its first queries count as nothing then.
                 first = bind(tirx.min(tile * width, i32(group - width)))
                 queries = bind(row * a.heads + head * group + first)
-                unit = Unit(isa, a, (together, width), queries, cache, plane, row)
+                unit = Queries(isa, a, (together, width), queries, cache, plane, row)
                 unit.score(q, base, count)
                 for g, (query, scores) in enumerate(zip(unit.queries, unit.scores, strict=True)):
                     of_row, place = g // width, first + g % width

@@ -9,10 +9,11 @@ import torch
 from torch import fx
 
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.kernels.attention import Attention, attention
+from specqd.codegen.kernels.attention import attention
 from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Values
 from specqd.codegen.kernels.cache_int8 import INT8Keys, INT8Values
 from specqd.codegen.kernels.move import move
+from specqd.codegen.kernels.queries import Attention
 from specqd.codegen.kernels.received import received
 from specqd.codegen.lower.values import Value, of_buffer
 from specqd.codegen.tir import I, f32, i32, local
@@ -32,7 +33,7 @@ FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
 def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     """Lower `specqd::cached_attention`, observed or not.
 
-    See specqd/ops.py for its meaning and kernels/attention.py for the layout.
+    See specqd/ops.py for its meaning and kernels/cache.py for the layout.
     """
     q, k, v = (f.argument(x) for x in node.args[:3])
     name = f.env[node.args[3]].removesuffix("_k")
