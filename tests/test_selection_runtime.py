@@ -145,11 +145,30 @@ def capture_llama() -> specqd.Program:
         ("method=nothing", "no selection method is named 'nothing'"),
         ("window=128", "at least the window as recent"),
         ("method=kvcrush,share=2.0", "share is 2.0"),
+        ("method=key-diff", "key-diff needs keys"),
+        ("method=pyramidkv", "sizes of their own"),
+        ("method=kvcrush,scorer=tova", "kvcrush needs keys and queries"),
+        ("tokens=200,ratio=0.5", "give one of them"),
+        ("ratio=1.0", "a ratio below 1"),
+        ("every=0", "1 or more of the rest"),
     ],
 )
 def test_impossible_options_are_refused(options: str, why: str) -> None:
     with pytest.raises(InputError, match=why):
         Pipeline.parse(f"select-kv{{{options}}}")
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"), [("", 168), ("ratio=0.25", 126), ("mb=0.01", 104), ("tokens=100", 100)]
+)
+def test_budgets_are_tokens_megabytes_or_a_part_of_the_capacity(options: str, tokens: int) -> None:
+    program = Pipeline.parse(f"draft: select-kv{{{options}}}" if options else "draft: select-kv")(llama())
+    assert program.selections["draft"].tokens == tokens
+
+
+def test_a_budget_of_too_few_megabytes_is_refused() -> None:
+    with pytest.raises(InputError, match="52 tokens are no more than the 4 sinks"):
+        Pipeline.parse("draft: select-kv{mb=0.005}")(llama())
 
 
 def test_a_draft_of_llama_has_its_observer_once() -> None:

@@ -13,7 +13,7 @@ from specqd.passes.contract import Pass, Refusal
 from specqd.passes.match import arguments, calls
 from specqd.passes.rewrite import replace
 from specqd.program import OBSERVER, Entry, Program, Selection
-from specqd.selection import method
+from specqd.selection import Budget, method
 
 __all__ = ["SelectKV"]
 
@@ -44,12 +44,15 @@ class SelectKV(Pass):
        away), a draft with a cache of its own, and an entry for which something is selected already.
 
     Attributes:
-        method: how to score: a name of `specqd.selection`.
+        method: how to score: a name of `specqd.selection` whose methods need no more than what slots received.
         scorer: the method whose scores `kvcrush` goes by.
         share: how much of what `kvcrush` chooses are proxies of the rest.
         anchor: the code that `kvcrush` measures distances from.
         seed: of `kvcrush`'s random anchor, and of `random`.
-        tokens: positions to keep, with the first ones and the newest ones among them.
+        tokens: positions to keep, with the first ones and the newest ones among them; 0: as many as `mb` or `ratio`
+            says, or 1024.
+        mb: megabytes (10^6 bytes) that the target's caches may take for what is kept.
+        ratio: part of the cache's capacity that is not kept, from 0 to below 1.
         every: positions that come until the next selection.
         window: latest queries that are looked at, rows of the observer.
         sinks: first positions, always kept.
@@ -63,7 +66,9 @@ class SelectKV(Pass):
     share: float = 0.25
     anchor: Literal["random", "mean", "inverse-mean", "alternating", "zeros", "ones"] = "random"
     seed: int = 0
-    tokens: int = 1024
+    tokens: int = 0
+    mb: float = 0.0
+    ratio: float = 0.0
     every: int = 256
     window: int = 16
     sinks: int = 4
@@ -78,12 +83,51 @@ class SelectKV(Pass):
                 f"selection every {self.every}: give 0 or more sinks, 1 or more of the rest, and at least the window "
                 "as recent"
             )
-        method(self.method, **self._options())
-        if self.tokens <= self.sinks + self.recent:
+        given = [name for name in ("tokens", "mb", "ratio") if getattr(self, name)]
+        if len(given) > 1 or min(self.tokens, self.mb, self.ratio) < 0 or self.ratio >= 1:
             raise InputError(
-                f"{self.name}: {self.tokens} tokens are no more than the {self.sinks} sinks and {self.recent} recent "
+                f"{self.name}: tokens={self.tokens}, mb={self.mb:g}, ratio={self.ratio:g}: give one of them, above 0, "
+                "and a ratio below 1"
+            )
+        self._demand_method()
+        if self.tokens:
+            self._demand_tokens(self.tokens)
+
+    def _demand_method(self) -> None:
+        chosen = method(self.method, **self._options())
+        lacks = set(chosen.needs) - {"received"}
+        if lacks:
+            raise InputError(
+                f"{self.name}: {self.method} needs {' and '.join(sorted(lacks))}, and the observer tells what slots "
+                "received; choose snapkv, h2o, streaming-llm, random, or kvcrush with one of them as scorer"
+            )
+        if len(set(chosen.shares(2, 10, 20))) > 1:
+            raise InputError(
+                f"{self.name}: {self.method} gives layers sizes of their own, and compiled code has one table for "
+                "all of them; choose its scores alone (snapkv)"
+            )
+
+    def _demand_tokens(self, tokens: int) -> None:
+        if tokens <= self.sinks + self.recent:
+            raise InputError(
+                f"{self.name}: {tokens} tokens are no more than the {self.sinks} sinks and {self.recent} recent "
                 "positions that are always kept: give more tokens, or keep fewer of those"
             )
+
+    def _tokens(self, program: Program) -> int:
+        """Return how many positions are kept."""
+        caches = program.caches.values()
+        capacity = min(cache.capacity for cache in caches)
+        if self.mb:
+            text = f"mb={self.mb}"
+        elif self.ratio:
+            text = f"ratio={self.ratio}"
+        else:
+            text = f"tokens={self.tokens or 1024}"
+        of_position = sum(cache.bytes / cache.capacity for cache in caches)
+        tokens = Budget.parse(text).tokens(capacity, of_position)
+        self._demand_tokens(tokens)
+        return tokens
 
     @property
     def lossless(self) -> bool:
@@ -98,7 +142,13 @@ class SelectKV(Pass):
             yield Refusal(output.name, reason)
             return
         program.selections[entry.name] = Selection(
-            self.method, self._options(), self.tokens, self.every, self.window, self.sinks, self.recent
+            self.method,
+            self._options(),
+            self._tokens(program),
+            self.every,
+            self.window,
+            self.sinks,
+            self.recent,
         )
         if OBSERVER not in program.entries:
             yield from _derive_observer(program)
