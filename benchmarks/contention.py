@@ -24,6 +24,7 @@ from compiled import Compiled, Sample
 from machine import Quiet
 from subject import add_options, prepare, prompts
 
+from specqd.runtime.crowding import Crowding
 from specqd.runtime.threads import ThreadChoice
 
 _BUSY = "import os\nos.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass"
@@ -67,7 +68,7 @@ def _options() -> argparse.Namespace:
 
 def _choices(most: int) -> dict[str, ThreadChoice]:
     """Fresh choosers: the engine's own, while it learns and then, and two that are fixed."""
-    fixed, adaptive = ThreadChoice(most), ThreadChoice(most)
+    fixed, adaptive = ThreadChoice(most), ThreadChoice(most, Crowding())
     fixed.counts = (most,)
     return {
         f"up to {most}, first answer": adaptive,

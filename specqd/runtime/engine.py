@@ -16,6 +16,7 @@ from specqd.manifest import BLOCK
 from specqd.runtime.binding import Bound, Memory, bind
 from specqd.runtime.blocks import BlockTables, pool_size
 from specqd.runtime.cpu import demand_cpu
+from specqd.runtime.crowding import Crowding
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
 from specqd.runtime.selecting import Schedule
@@ -74,7 +75,7 @@ class Engine:
         self._observer = record.observer if record else ""
         self._caches = {name: frozenset(manifest.sizes("cache", name)) for name in self.entries}
         self.threads = threads or available_cpus()
-        self._choice = ThreadChoice(self.threads)
+        self._choice = ThreadChoice(self.threads, Crowding())
         self._threads_set = 0
         self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)

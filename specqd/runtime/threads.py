@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from specqd.runtime.crowding import Crowding
+
 __all__ = ["ThreadChoice", "available_cpus", "cgroup_quota"]
 
 
@@ -73,14 +75,21 @@ class ThreadChoice:
     cost next to nothing where the machine is quiet. Free of charge is a first look, and trying what was
     clearly faster the last time. A neighbour comes and goes for all kinds: what one of them finds strikingly
     faster all take over, what it finds faster they try at once, and what it finds slow they expect to be slow.
+
+    With `crowding`, a neighbour that takes CPU time from the steps is made room for at once, and no more threads are
+    tried until CPUs are idle again.
     """
 
     BUDGET = 0.005
     CLEARLY = 0.9  # of the normal time: faster than this in two trials is taken for faster
     STRIKINGLY = 0.6  # one trial is enough, for all kinds
+    LOST = 0.3  # CPUs that others take from steps: a busy neighbour shares one and has half of it
+    FREE = 0.8  # of a CPU that is idle, for each thread more
     SUDDENLY = 2.0  # times the normal time: two of three steps that took longer tell of a neighbour
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, crowding: Crowding | None = None) -> None:
+        self._crowding = crowding
+        self._left = 0  # threads before the latest neighbour was made room for
         self.counts = tuple(dict.fromkeys(count for count in (most, most - 1, most // 2, 1) if count >= 1))
         self._kinds: dict[Hashable, _Kind] = {}
         self._latest = most  # what was switched to last
@@ -97,13 +106,26 @@ class ThreadChoice:
         if key not in self._kinds:
             self._kinds[key] = _Kind(self.counts, self._latest)
         kind = self._kinds[key]
-        return kind.trial(self._budget, self._slowness) or kind.current
+        if self._crowding:
+            self._crowding.begin()
+            if self._left and self._free(self._left - kind.current):
+                for other in self._kinds.values():
+                    other.hint = self._left
+                self._left = 0
+        trial = kind.trial(self._budget, self._slowness)
+        if trial is None or (trial > kind.current and not self._free(trial - kind.current)):
+            return kind.current
+        return trial
 
     def report(self, key: Hashable, count: int, seconds: float) -> None:
         """Say how long the step that `pick` was asked for took."""
         if len(self.counts) == 1:
             return
         kind = self._kinds[key]
+        lost = self._crowding.lost(count, seconds) if self._crowding else 0.0
+        if lost > self.LOST and count > 1 and kind.known:
+            self._give_way(count)
+            return
         if count == kind.current:
             if seconds > self.SUDDENLY * kind.normal and kind.known:
                 self._notice(kind, seconds / kind.normal)
@@ -121,6 +143,18 @@ class ThreadChoice:
                     other.switch(count)
                 else:
                     other.hint = count
+
+    def _free(self, more: int) -> bool:
+        """Whether CPUs are idle for so many threads more."""
+        return self._crowding is None or self._crowding.idle() >= self.FREE * more
+
+    def _give_way(self, count: int) -> None:
+        """Let all kinds run on fewer threads than `count`."""
+        fewer = next(other for other in self.counts if other < count)
+        self._left, self._latest = count, fewer
+        for kind in self._kinds.values():
+            if kind.current >= count:
+                kind.switch(fewer)
 
     def _notice(self, kind: _Kind, slower: float) -> None:
         """Take note of a step that took longer than normal; after a second one soon, all are expected to."""

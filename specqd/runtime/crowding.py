@@ -1,0 +1,62 @@
+"""Whether other processes want the CPUs too, by the time that the kernel counts."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+__all__ = ["Crowding"]
+
+_IDLE = 4  # column of "cpuN" lines in /proc/stat, see proc(5)
+
+
+class Crowding:
+    """Watches how much CPU time steps get, and how much nobody takes.
+
+    Compiled threads never sleep during a step: they work, or wait at a barrier for those that do. What they lack of the
+    time that passes, others had. Steps are judged by `WINDOW` seconds together.
+    """
+
+    WINDOW = 0.005
+    PERIOD = 0.1  # seconds between two readings of what is idle: the kernel counts in hundredths
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        self._began = self._used = self._passed = self._asked = 0.0
+        self._read, self._counted = 0.0, self._idle_ticks()
+        self._idle = float(len(self._cpus))
+
+    def begin(self) -> None:
+        """Note that a step begins."""
+        self._began = time.process_time()
+
+    def lost(self, threads: int, seconds: float) -> float:
+        """Note that a step of so many threads took so long; return how many CPUs others had lately, 0 if unknown yet."""
+        self._used += time.process_time() - self._began
+        self._asked += threads * seconds
+        self._passed += seconds
+        if self._passed < self.WINDOW:
+            return 0.0
+        lost = (self._asked - self._used) / self._passed
+        self._used = self._asked = self._passed = 0.0
+        return lost
+
+    def idle(self) -> float:
+        """Return how many of this process's CPUs nobody used lately; all of them where the system does not say."""
+        now = time.perf_counter()
+        if now - self._read >= self.PERIOD:
+            ticks = self._idle_ticks()
+            if ticks is not None and self._counted is not None and self._read:
+                self._idle = (ticks - self._counted) / os.sysconf("SC_CLK_TCK") / (now - self._read)
+            self._read, self._counted = now, ticks
+        return self._idle
+
+    def _idle_ticks(self) -> int | None:
+        try:
+            lines = self._stat.read_text().splitlines()
+        except OSError:
+            return None
+        of_cpus = (line.split() for line in lines if line.startswith("cpu") and line[3:4].isdigit())
+        return sum(int(fields[_IDLE]) for fields in of_cpus if int(fields[0][3:]) in self._cpus)
