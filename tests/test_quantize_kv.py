@@ -59,8 +59,8 @@ def test_int8_keeps_zeros_and_what_is_on_its_grid():
 # -- the pass ----------------------------------------------------------------------------------------------------------
 
 
-def cached(program: Program) -> Program:
-    return InsertKVCache(capacity=32)(program).program
+def cached(bare: Program) -> Program:
+    return InsertKVCache(capacity=32)(bare).program
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -169,10 +169,6 @@ def test_a_draft_on_the_same_quantised_cache_changes_no_bit_of_the_target(rng):
     assert {c.dtype for c in made.program.caches.values()} == {"int8"} and len(made.program.caches) == 1
     text = random_tokens(made.program, 40, rng)
     plain = made.decode("target", text, 1)
-    wanted = run(made.program, made.program.target, torch.tensor([text]))[0].numpy()
-    assert (
-        np.abs(plain - wanted).max() < 0.05 * wanted.std()
-    )  # BF16 products, which the reference does not round
     made.fill_caches(0x7E00)
     got = [made.feed("target", text[:4], 0)]
     for start in range(4, 40, 4):

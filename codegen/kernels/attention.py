@@ -1,62 +1,18 @@
-"""Causal attention over the KV cache, in chunks of positions with a running softmax.
-
-Chunks start at multiples of `CHUNK`, whatever the query, so a row's bits depend on its position alone.
-"""
+"""Causal attention over the KV cache: which rows and heads are attended to together, and by which task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.attention_unit import Attention, Unit
 from specqd.codegen.kernels.cache import Paged
 from specqd.codegen.kernels.tiling import THREADS
-from specqd.codegen.tir import (
-    I,
-    bind,
-    f32,
-    i32,
-    intrinsic,
-    load,
-    local,
-    parallel,
-    prefetch,
-    splat,
-    store,
-    tirx,
-)
+from specqd.codegen.tir import I, bind, i32, parallel, tirx
 from specqd.manifest import BLOCK
 
-__all__ = ["CHUNK", "Attention", "attention"]
-
-#: positions between two rescalings of the running softmax
-CHUNK = 128
-_LOW = -1e30
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Shapes and options of one attention: `heads` queries over `kv_heads`.
-
-    `adjacent`: the rows are known to be consecutive positions of one sequence.
-    """
-
-    rows: int
-    heads: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    scale: float
-    adjacent: bool = False
-    window: int = 0
-    softcap: float = 0.0
-
-    @property
-    def pairs(self) -> int:
-        """Channel pairs of a key."""
-        return -(-self.key_dim // 2)
+__all__ = ["Attention", "attention"]
 
 
 def attention(
@@ -86,7 +42,7 @@ def attention(
 
         def attend(row: Any, count: int) -> None:
             queries = bind(row * a.heads + first)
-            _Unit(isa, a, (count, width), queries, cache, bind(cache.layer * a.kv_heads + head), row).run(
+            Unit(isa, a, (count, width), queries, cache, bind(cache.layer * a.kv_heads + head), row).run(
                 q, scores, out
             )
 
@@ -120,201 +76,3 @@ def _tile(isa: ISA, a: Attention) -> tuple[int, int, int]:
         return -(-tasks // THREADS) * (3 + rows * width)
 
     return width, heads, min(range(1, min(a.rows, max(1, limit // width)) + 1), key=cost)
-
-
-class _Unit:
-    """Queries that share a key head: `width` heads of each of some consecutive positions of one sequence.
-
-    `query` is the first of them, `row` the row it belongs to; `plane` is the layer's key head. Positions that only
-    later rows see are masked in the earlier ones, where they weigh exactly nothing.
-    """
-
-    def __init__(
-        self, isa: ISA, a: Attention, shape: tuple[int, int], query: Any, cache: Paged, plane: Any, row: Any
-    ) -> None:
-        self.isa, self.a, self.cache, self.plane = isa, a, cache, plane
-        self.rows, self.width = shape
-        self.queries = [query + (r * a.heads + g) for r in range(self.rows) for g in range(self.width)]
-        self.position, self.table = bind(cache.positions[row]), bind(cache.tables[row])
-        self.scores = [local(CHUNK, "float32") for _ in self.queries]
-        self.mixed = [local(a.value_dim, "float32") for _ in self.queries]
-        self.top, self.total = (local(len(self.queries), "float32") for _ in range(2))
-
-    def run(self, q: Any, sinks: list[Any] | None, out: Any) -> None:
-        """Attend to every position that a row sees, chunk by chunk."""
-        self.begin(sinks)
-        oldest = tirx.max(self.position - (self.a.window - 1), i32(0)) if self.a.window else i32(0)
-        begin = bind(oldest // CHUNK)
-        newest = bind(self.position + (self.rows - 1))
-        self.last = bind(newest // BLOCK)
-        with I.serial(0, newest // CHUNK + 1 - begin) as c:
-            base = bind((begin + c) * CHUNK)
-            count = bind(tirx.min(newest + 1 - base, i32(CHUNK)))
-            self.score(q, base, count)
-            self.soften(base, count)
-            self.mix(base, count)
-        self.finish(out)
-
-    def begin(self, sinks: list[Any] | None) -> None:
-        """Start with nothing seen but the sink, which takes weight and gives nothing."""
-        for g, mixed in enumerate(self.mixed):
-            I.buffer_store(self.top, f32(_LOW) if sinks is None else sinks[g % self.width], [g])
-            I.buffer_store(self.total, f32(0.0 if sinks is None else 1.0), [g])
-            with I.serial(0, self.a.value_dim) as d:
-                I.buffer_store(mixed, f32(0.0), [d])
-
-    def score(self, q: Any, base: Any, count: Any) -> None:
-        """Multiply the queries with `count` keys from position `base`."""
-        limit = max(1, self.isa.accumulators * self.isa.lanes // BLOCK)
-        # Few queries take several blocks at a time, to have enough independent sums.
-        wide = min(4, max(1, limit // len(self.queries)))
-        blocks = bind((count + (BLOCK - 1)) // BLOCK)
-        with I.serial(0, blocks // wide) as b:
-            self._score_blocks(q, base, b * wide, wide)
-        if wide > 1:
-            with I.serial(0, blocks % wide) as b:
-                self._score_blocks(q, base, blocks // wide * wide + b, 1)
-
-    def _score_blocks(self, q: Any, base: Any, first: Any, wide: int) -> None:
-        a, lanes, form = self.a, self.isa.lanes, self.cache.key_form
-        index = bind(base // BLOCK + first)
-        blocks = [
-            bind(self.cache.block(self.plane, self.table, index + b) * form.elements) for b in range(wide)
-        ]
-        later = [self._later(index + b) * form.elements for b in range(wide)]
-        sums = self._multiply(q, blocks, later, 0)
-        for group in range(1, -(-a.key_dim // form.group)):
-            for total, more in zip(sums, self._multiply(q, blocks, later, group), strict=True):
-                for v in range(0, wide * BLOCK, lanes):
-                    store(total, v, load(total, v, lanes) + load(more, v, lanes), lanes)
-        for head, scores in zip(sums, self.scores, strict=True):
-            # Indices are constants here, or LLVM would keep the sums in memory.
-            for at in range(0, wide * BLOCK, lanes):
-                with I.vectorized(0, lanes) as v:
-                    value = head[at + v] * f32(a.scale)
-                    if a.softcap:
-                        value = maths.tanh(value * f32(1 / a.softcap)) * f32(a.softcap)
-                    I.buffer_store(scores, value, [first * BLOCK + at + v])
-
-    def _later(self, index: Any) -> Any:
-        """Where the block lies that is read a chunk after block `index`, or the last one."""
-        return bind(self.cache.block(self.plane, self.table, tirx.min(index + CHUNK // BLOCK, self.last)))
-
-    def _multiply(self, q: Any, blocks: list[Any], later: list[Any], group: int) -> list[Any]:
-        """Multiply the queries with one group of channels of whole blocks of keys, a local buffer each."""
-        isa, lanes, form, keys = self.isa, self.isa.lanes, self.cache.key_form, self.cache.keys
-        places = [(at, blocks[at // BLOCK], at % BLOCK) for at in range(0, len(blocks) * BLOCK, lanes)]
-        sums = [local(len(blocks) * BLOCK, "float32") for _ in self.queries]
-        for head in sums:
-            for at, _, _ in places:
-                store(head, at, splat(f32(0.0), lanes), lanes)
-        first = group * form.group // 2
-        with I.serial(first, min(first + -(-form.group // 2), form.pairs)) as d:
-            for at, block, slot in places:
-                low, high = form.pair(keys, block, d, slot)
-                for query, head in zip(self.queries, sums, strict=True):
-                    channel = query * (2 * form.pairs) + d * 2
-                    even = isa.fma(low, splat(q[channel], lanes), load(head, at, lanes))
-                    store(head, at, isa.fma(high, splat(q[channel + 1], lanes), even), lanes)
-            for block in later:
-                prefetch(keys, block + d * (form.elements // form.pairs))
-        for at, block, slot in places:
-            scales = form.scales(keys, block, group, slot)
-            for head in sums if scales is not None else ():
-                store(head, at, load(head, at, lanes) * scales, lanes)
-        return sums
-
-    def soften(self, base: Any, count: Any) -> None:
-        """Turn scores into weights relative to the highest score so far, and shrink what came before to match."""
-        isa, lanes = self.isa, self.isa.lanes
-        steps = bind((count + (lanes - 1)) // lanes)
-        for g, (scores, mixed) in enumerate(zip(self.scores, self.mixed, strict=True)):
-            position = self.position + g // self.width
-            peak, sums = local(lanes, "float32"), local(lanes, "float32")
-            store(peak, 0, splat(f32(_LOW), lanes), lanes)
-            store(sums, 0, splat(f32(0.0), lanes), lanes)
-            with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
-                score = tirx.Select(
-                    self._seen(base + s * lanes + v, position), scores[s * lanes + v], f32(_LOW)
-                )
-                I.buffer_store(peak, tirx.max(peak[v], score), [v])
-            highest = bind(tirx.max(isa.reduce("fmax", load(peak, 0, lanes)), self.top[g]))
-            shrink = bind(maths.exp(self.top[g] - highest))
-            with I.serial(0, steps) as s, I.vectorized(0, lanes) as v:
-                weight = maths.exp(scores[s * lanes + v] - highest)
-                weight = tirx.Select(self._seen(base + s * lanes + v, position), weight, f32(0.0))
-                I.buffer_store(scores, weight, [s * lanes + v])
-                I.buffer_store(sums, sums[v] + scores[s * lanes + v], [v])
-            total = maths.fma(self.total[g], shrink, isa.reduce("fadd", load(sums, 0, lanes)))
-            I.buffer_store(self.total, total, [g])
-            I.buffer_store(self.top, highest, [g])
-            with I.serial(0, self.a.value_dim) as d:
-                I.buffer_store(mixed, mixed[d] * shrink, [d])
-
-    def _seen(self, slot: Any, position: Any) -> Any:
-        if not self.a.window:
-            return slot <= position
-        return tirx.all(slot <= position, slot > position - self.a.window)
-
-    def mix(self, base: Any, count: Any) -> None:
-        """Add `count` values from position `base`, in order, each times its weight."""
-        a, form = self.a, self.cache.value_form
-        lanes, span = self._value_tile()
-        kind = f"float32x{lanes}" if lanes > 1 else "float32"
-        with I.serial(0, a.value_dim // (lanes * span)) as tile:
-            acc = [local(span * lanes, "float32") for _ in self.queries]
-            for head, mixed in zip(acc, self.mixed, strict=True):
-                for j in range(span):
-                    store(head, j * lanes, load(mixed, (tile * span + j) * lanes, lanes), lanes)
-            with I.serial(0, (count + (BLOCK - 1)) // BLOCK) as b:
-                block = bind(self.cache.block(self.plane, self.table, base // BLOCK + b) * form.elements)
-                later = self._later(base // BLOCK + b) * form.elements + tile * (lanes * span)
-                weights = self._weights(block, b, tile * (lanes * span), lanes * span)
-                with I.serial(0, tirx.min(count - b * BLOCK, i32(BLOCK))) as t:
-                    for line in range(0, lanes * span, form.line):
-                        prefetch(self.cache.values, later + t * (form.elements // BLOCK) + line)
-                    for j in range(span):
-                        v = form.vector(self.cache.values, block, t, (tile * span + j) * lanes, lanes)
-                        of_group = weights[j * lanes // form.group]
-                        for head, weight in zip(acc, of_group, strict=True):
-                            old = load(head, j * lanes, lanes)
-                            new = intrinsic(kind, "llvm.fmuladd", v, splat(weight(t), lanes), old)
-                            store(head, j * lanes, new, lanes)
-            for head, mixed in zip(acc, self.mixed, strict=True):
-                for j in range(span):
-                    store(mixed, (tile * span + j) * lanes, load(head, j * lanes, lanes), lanes)
-
-    def _value_tile(self) -> tuple[int, int]:
-        """Lanes of a vector of value channels, and vectors that are mixed at once: of whole groups, or within one."""
-        a, lanes, group = self.a, self.isa.lanes, self.cache.value_form.group
-        while a.value_dim % lanes or group % lanes:
-            lanes //= 2
-        span = max(1, min(self.isa.accumulators // len(self.queries), a.value_dim // lanes))
-        while a.value_dim // lanes % span or (span * lanes % group and group % (span * lanes)):
-            span -= 1
-        return lanes, span
-
-    def _weights(self, block: Any, b: Any, channel: Any, size: int) -> list[list[Callable[[Any], Any]]]:
-        """For each group of `size` channels from `channel`, and each query: what a value of the block weighs."""
-        form, lanes = self.cache.value_form, self.isa.lanes
-        groups = [channel // form.group + i for i in range(max(1, size // form.group))]
-        scales = [
-            [form.scales(self.cache.values, block, group, slot) for slot in range(0, BLOCK, lanes)]
-            for group in groups
-        ]
-        return [[self._scaled(weights, b, of_group) for weights in self.scores] for of_group in scales]
-
-    def _scaled(self, weights: Any, b: Any, scales: list[Any]) -> Callable[[Any], Any]:
-        if scales[0] is None:
-            return lambda t: weights[b * BLOCK + t]
-        lanes, products = self.isa.lanes, local(BLOCK, "float32")
-        for i, scale in enumerate(scales):
-            store(products, i * lanes, load(weights, b * BLOCK + i * lanes, lanes) * scale, lanes)
-        return lambda t: products[t]
-
-    def finish(self, out: Any) -> None:
-        """Divide by the total weight and store."""
-        for g, (query, mixed) in enumerate(zip(self.queries, self.mixed, strict=True)):
-            inverse = bind(f32(1.0) / self.total[g])
-            with I.serial(0, self.a.value_dim) as d:
-                I.buffer_store(out, mixed[d] * inverse, [query * self.a.value_dim + d])
