@@ -33,7 +33,7 @@ class Crowding:
         self._began = time.process_time()
 
     def lost(self, threads: int, seconds: float) -> float:
-        """Note that a step of so many threads took so long; return how many CPUs others had lately, 0 if unknown yet."""
+        """Note how long a step of so many threads took; return how many CPUs others had lately, 0 if unknown yet."""
         self._used += time.process_time() - self._began
         self._asked += threads * seconds
         self._passed += seconds
