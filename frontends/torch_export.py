@@ -145,13 +145,14 @@ def _input(node: fx.Node) -> Input | None:
 
 def _restore_batch_norms(graph: fx.Graph) -> None:
     """Turn what becomes of a batch norm where operators are made functional back into the one operator."""
-    for node in graph.find_nodes(
-        op="call_function", target=aten._native_batch_norm_legit_no_training.default
-    ):
+    fixed, own = aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats
+    for node in [node for node in graph.nodes if node.target in (fixed, own)]:
+        x, weight, bias, *statistics, momentum, eps = node.args
+        statistics = [*statistics, False] if node.target is fixed else [None, None, True]
         for item in [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]:
-            *given, momentum, eps = node.args
             with graph.inserting_before(item):
-                whole = graph.call_function(aten.batch_norm.default, (*given, False, momentum, eps, False))
+                given = (x, weight, bias, *statistics, momentum, eps, False)
+                whole = graph.call_function(aten.batch_norm.default, given)
             whole.meta = dict(item.meta)
             item.replace_all_uses_with(whole)
     graph.eliminate_dead_code()
