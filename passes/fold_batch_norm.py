@@ -24,11 +24,12 @@ _PRODUCTS = (*CONVOLUTIONS, aten.linear)
 class FoldBatchNorm(Pass):
     """Multiply the scale of a batch norm into the weight beside it, and add its shift to the bias.
 
-        batch_norm(conv(x, w, b))  ->  conv(x, w * a, b * a + d)         a = gamma / sqrt(var + eps), d = beta - mean * a
-        conv(batch_norm(x), w, b)  ->  conv(x, w * a, b + sum(w * d))    a and d by input channel
+        batch_norm(conv(x, w, b))  ->  conv(x, w * a, b * a + d)
+        conv(batch_norm(x), w, b)  ->  conv(x, w * a, b + sum(w * d))
 
-    Algebra makes the two equal; the new weights are computed in float64 and rounded once, so that outputs differ by a
-    few roundings of the weights' dtype. Convolutions of one to three dimensions, grouped too, and linears are products.
+    Here a = gamma / sqrt(var + eps) and d = beta - mean * a, by output or by input channel. Algebra makes the two equal;
+    the new weights are computed in float64 and rounded once, so that outputs differ by a few roundings of the
+    weights' dtype. Convolutions of one to three dimensions, grouped too, and linears are products.
 
     1. The product before the norm takes it in, else the one after it.
     2. Refused: a norm by the batch's own statistics, or with computed ones; one between products that others read too,
@@ -139,10 +140,10 @@ def _rebuilt(program: Program, product: fx.Node, place: fx.Node, source: Any, fo
     old = program.weights[name], None if bias is None else program.weights[bias_name]
     new = [tensor.to(old[0].dtype) for tensor in folded(*old)]
     new_name = _store(program, product, name, new[0], own=True)
-    if name in program.dense:
-        dense = folded(program.dense[name], old[1])[0]
-        program.dense[new_name] = dense.to(old[0].dtype)
     new_bias = _store(program, product, bias_name, new[1], own=bias is not None)
+    if name in program.dense:
+        dense = folded(program.dense[name], program.dense.get(bias_name, old[1]))
+        program.dense |= {new_name: dense[0].to(old[0].dtype), new_bias: dense[1].to(old[0].dtype)}
     nodes = [read_weight(place, stored) for stored in (new_name, new_bias)]
     new = replace(place, product.target, (source, *nodes, *product.args[3:]))
     for dead in dict.fromkeys((place, product)):
