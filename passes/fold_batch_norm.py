@@ -27,8 +27,8 @@ class FoldBatchNorm(Pass):
         batch_norm(conv(x, w, b))  ->  conv(x, w * a, b * a + d)
         conv(batch_norm(x), w, b)  ->  conv(x, w * a, b + sum(w * d))
 
-    Here a = gamma / sqrt(var + eps) and d = beta - mean * a, by output or by input channel. Algebra makes the two equal;
-    the new weights are computed in float64 and rounded once, so that outputs differ by a few roundings of the
+    With a = gamma / sqrt(var + eps) and d = beta - mean * a, by output or input channel, algebra makes the two equal.
+    The new weights are computed in float64 and rounded once, so that outputs differ by a few roundings of the
     weights' dtype. Convolutions of one to three dimensions, grouped too, and linears are products.
 
     1. The product before the norm takes it in, else the one after it.

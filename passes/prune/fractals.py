@@ -26,7 +26,7 @@ def variants() -> np.ndarray:
 
 
 def fractals(count: int, size: tuple[int, int] = (224, 224), seed: int = 0) -> Iterator[np.ndarray]:
-    """Yield images uint8 [H, W, 3]; a seed gives the same ones, and more of them begin with the same.
+    """Yield images uint8 [H, W, 3]; the same ones for the same arguments.
 
     25 and more images are of several categories, each with 25 variants and as many instances of each as a quarter of
     the number of variants that there are; fewer are variants of one category.

@@ -103,6 +103,7 @@ class _Watched(Interpreter):
             self.sums[key] = torch.zeros(layer.groups, width + 1, width + 1, dtype=torch.float64)
         total = self.sums[key]
         # A position's rows take at most a kernel's size more than its inputs.
+        x = x[None] if x.dim() < len(layer.shape) else x  # an image without a batch
         parts = -(-x.numel() * layer.shape[2:].numel() // _ROWS)
         for part in x.tensor_split(min(parts, len(x))):
             rows = layer.rows(node, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -40,9 +41,9 @@ class Sparsify(Pass):
     3. `sparsegpt`: those that matter least if later columns make good for them, which they do (Frantar and Alistarh,
        arXiv 2301.00774).
 
-    Inputs are those of the dense model. A weight that several products read is pruned once. N of M weights, or a block's
-    columns, are neighbours along the input channels, at the same position of a kernel. The dense weights stay with the
-    program, for `calibrate`.
+    Inputs are those of the dense model. A weight that several products read is pruned once. N of M weights, or a
+    block's columns, are neighbours along the input channels, at the same position of a kernel. The dense weights stay
+    with the program, for `calibrate`.
 
     Refused: layers that `ignore` names, that do not fit the pattern, whose weight is computed, shared with another kind
     of operator, quantised, or not finite; transposed convolutions; for 2 and 3 an input that is not finite.
@@ -52,7 +53,7 @@ class Sparsify(Pass):
             pattern N:M it is 1 - N/M instead.
         method: which weights of a layer go.
         allocation: how many go in which layer.
-        pattern: `any`, N:M such as 2:4 (N of M neighbours stay), or blocks such as 1x4 or 16x1 (output x input channels).
+        pattern: `any`, N:M such as 2:4 (N of M neighbours stay), or blocks of output x input channels such as 16x1.
         ignore: shell-style patterns of weight names to leave dense; each must match one.
         data: for wanda and sparsegpt, what goes into the model.
         samples: how many images, or texts of up to 512 tokens, to take of the data.
@@ -178,7 +179,7 @@ def _without(matrix: Tensor, scores: Tensor, count: int, pattern: Pattern, by_ro
 
 def _shares(count: int, groups: int) -> list[int]:
     ends = [round(count * at / groups) for at in range(groups + 1)]
-    return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    return [end - begin for begin, end in pairwise(ends)]
 
 
 def _sparsegpt(matrix: Tensor, gram: Tensor, count: int, pattern: Pattern) -> Tensor:
