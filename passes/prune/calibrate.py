@@ -96,17 +96,12 @@ class Calibrate(Pass):
             if layer not in solved:
                 yield Refusal(layer.name, "its input is NaN or infinite on the calibration data")
                 continue
-            result, bias = solved[layer]["matrix"], layer.bias
             before, after = solved[layer]["errors"].tolist()
             yield Note(
                 layer.name, f"its output's squared error went from {before:.2%} of the output to {after:.2%}"
             )
             if after < before:
-                dtype = program.weights[layer.weight].dtype
-                store(program, entry, layer, layer.weight, layer.restored(result[..., :-1], dtype))
-                if bias is not None:
-                    stored = result[..., -1].flatten().to(program.weights[bias].dtype)
-                    store(program, entry, layer, bias, stored)
+                _replace(program, entry, layer, solved[layer]["matrix"])
                 yield layer.nodes[0]
 
     def _improved(self, program: Program, layer: Layer, gram: Tensor) -> dict[str, Tensor]:
@@ -132,6 +127,13 @@ def _with_bias(weights: dict[str, Tensor], layer: Layer) -> Tensor:
     bias = None if layer.bias is None else weights[layer.bias].detach().double()
     column = torch.zeros(matrix.shape[:2]) if bias is None else bias.reshape(matrix.shape[:2])
     return torch.cat([matrix, column.double()[..., None]], -1)
+
+
+def _replace(program: Program, entry: Entry, layer: Layer, matrix: Tensor) -> None:
+    dtype, bias = program.weights[layer.weight].dtype, layer.bias
+    store(program, entry, layer, layer.weight, layer.restored(matrix[..., :-1], dtype))
+    if bias is not None:
+        store(program, entry, layer, bias, matrix[..., -1].flatten().to(program.weights[bias].dtype))
 
 
 def _calibrated(program: Program, entry: Entry, layer: Layer) -> bool:
