@@ -50,7 +50,7 @@ def solve(dense: Tensor, support: Tensor, gram: Tensor, damping: float) -> Tenso
 def _solved(gram: Tensor, wanted: Tensor, support: Tensor) -> Tensor:
     """Solve G_SS w_S = wanted_S of each row; short supports are filled up with equations x = 0."""
     size = int(support.sum(1).max())
-    order = torch.argsort(support, 1, descending=True, stable=True)[:, :size]
+    order = torch.argsort(support, dim=1, descending=True, stable=True)[:, :size]
     real = support.gather(1, order)
     systems = gram[order[:, :, None], order[:, None, :]] * (real[:, :, None] & real[:, None, :])
     systems.diagonal(0, 1, 2).add_(~real)

@@ -74,7 +74,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 def smallest_of_rows(scores: Tensor, count: int) -> Tensor:
     """Mark `count` scores, as many in every row [..., K], or one more in those whose next score is smallest."""
     rows = scores.reshape(-1, scores.shape[-1])
-    order = torch.argsort(rows, 1, stable=True)
+    order = torch.argsort(rows, dim=1, stable=True)
     base, more = divmod(count, len(rows))
     marked = torch.zeros(rows.shape, dtype=torch.bool).scatter_(1, order[:, :base], True)
     if more:
@@ -87,5 +87,5 @@ def smallest_of_rows(scores: Tensor, count: int) -> Tensor:
 def keep_n_of_m(scores: Tensor, pattern: Pattern) -> Tensor:
     """Mark all but the `kept` largest scores of every `of` neighbours; of equal ones the last stay."""
     groups = scores.unflatten(-1, (-1, pattern.of))
-    order = torch.argsort(groups, -1, stable=True)[..., : pattern.of - pattern.kept]
+    order = torch.argsort(groups, dim=-1, stable=True)[..., : pattern.of - pattern.kept]
     return torch.zeros(groups.shape, dtype=torch.bool).scatter_(-1, order, True).flatten(-2)

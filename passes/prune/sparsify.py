@@ -183,6 +183,7 @@ def _shares(count: int, groups: int) -> list[int]:
 
 
 def _sparsegpt(matrix: Tensor, gram: Tensor, count: int, pattern: Pattern) -> Tensor:
-    # Weights of an input that is always zero do nothing: they are the first to go.
-    alive = matrix.masked_fill(gram.diagonal() == 0, 0)
-    return sparsegpt(alive, inverse_factor(gram, _DAMPING), count, pattern)
+    factor = inverse_factor(gram, _DAMPING)
+    # Weights of an input that is always zero do nothing: this lets them be the first to go.
+    factor.diagonal()[gram.diagonal() == 0] = 1e6
+    return sparsegpt(matrix, factor, count, pattern)
