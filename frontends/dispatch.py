@@ -35,7 +35,7 @@ def capture(
             raise InputError("dynamic_shapes needs example_inputs, whose sizes it speaks of")
         from .huggingface import capture as capture_language_model
 
-        return capture_language_model(source, tokenizer=tokenizer)  # type: ignore[arg-type]
+        return capture_language_model(source, tokenizer=tokenizer)
     if not isinstance(source, nn.Module) or tokenizer is not None:
         raise InputError(
             "example_inputs belong to a torch module without a tokenizer; leave them out for a checkpoint"

@@ -135,9 +135,9 @@ class Pass(ABC):
         own.graph.eliminate_dead_code()
         if self.for_language_models and not own.of_language_model:
             why = f"{self.name} is for language models, and this takes {', '.join(map(str, own.inputs))}"
-            refusals = (Refusal(own.graph.output_node().name, why),)
-            program.history.append(Event(str(self), own.name, (), ((refusals[0].node, why),)))
-            return Result(program, own.name, (), refusals)
+            refusal = Refusal(own.graph.output_node().name, why)
+            program.history.append(Event(str(self), own.name, (), ((refusal.node, why),)))
+            return Result(program, own.name, (), (refusal,))
         self._demand(self.requires(program, own), own, "before")
         before = str(own.graph)
         made, refusals, notes = self._collect(program, own, tell)

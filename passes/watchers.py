@@ -89,7 +89,7 @@ def verify(
     `atol + rtol * |before|`.
     """
     inputs = given if isinstance(given, tuple) else (given,)
-    if inputs is not given and (given.dim() != 2 or given.shape[0] != 1 or not given.shape[1]):
+    if isinstance(given, torch.Tensor) and (given.dim() != 2 or given.shape[0] != 1 or not given.shape[1]):
         raise InputError(f"verify needs tokens of shape [1, length], not {list(given.shape)}")
 
     def compare(applied: Applied) -> None:

@@ -182,17 +182,19 @@ def layer_of(program, like):
     return next(one for one in prunable(program, program.target) if one.weight == like.weight)
 
 
-def test_the_closed_form_beats_adam_and_the_corrections(program, sparse, x):
-    wanted = run(program, program.target, x)
+def test_no_method_comes_nearer_in_any_layer_than_the_closed_form(program, sparse, x):
+    def errors(method):
+        after = Calibrate(data=Data.of(x), method=method)(sparse).program
+        found = []
+        for layer in prunable(after, after.target):
+            own = layer_of(program, layer)
+            rows = rows_of(program, own, x)
+            found.append(output_error(matrices(after, layer) - matrices(program, own), rows.mT @ rows))
+        return torch.stack(found)
 
-    def error(p):
-        return float((run(p, p.target, x) - wanted).norm() / wanted.norm())
-
-    closed, by_adam, correct = (
-        error(Calibrate(data=Data.of(x), method=method)(sparse).program)
-        for method in ("closed", "adam", "correct")
-    )
-    assert closed < min(by_adam, correct) and closed < 0.5 * error(sparse)
+    closed, by_adam, correct = map(errors, ("closed", "adam", "correct"))
+    # It holds weights a little near the dense ones, which the others do not.
+    assert (closed <= 1.001 * torch.minimum(by_adam, correct)).all()
 
 
 def test_a_second_run_changes_nothing_and_another_pruning_allows_one(sparse, x):
@@ -206,8 +208,9 @@ def test_a_second_run_changes_nothing_and_another_pruning_allows_one(sparse, x):
     assert action(more).rewrites == 4
 
 
-def test_a_pipeline_in_levels_is_text(program, x, tmp_path):
-    text = "sparsify{sparsity=0.5}, calibrate{data=random,samples=8}, sparsify{sparsity=0.6}, calibrate{data=random,samples=4}"
+def test_a_pipeline_in_levels_is_text(program, x):
+    calibrate = "calibrate{data=random,samples=4}"
+    text = f"sparsify{{sparsity=0.5}}, {calibrate}, sparsify{{sparsity=0.6}}, {calibrate}"
     after = Pipeline.parse(text)(specqd.capture(program.module(), (x[:4],)))
     assert str(Pipeline.parse(text)) == text
     assert [e.step for e in after.history] == text.split(", ")

@@ -67,9 +67,8 @@ def _chaos_game(system: np.ndarray, chances: np.ndarray, points: int, rng: np.ra
             x, y = a * x + b * y + e, c * x + d * y + f
             if step >= settle:
                 cloud[:, step - settle] = x, y
-    cloud = cloud.reshape(2, -1)
     # A system that expands throws points far away: those would shrink the rest to a dot.
-    return cloud[:, (np.abs(cloud) < 1e3).all(0)]
+    return cloud[:, (np.abs(cloud) < 1e3).all(0)].reshape(2, -1)
 
 
 def _places(cloud: np.ndarray, size: tuple[int, int]) -> np.ndarray:
