@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .assisting import Assistant
+    from .dispatch import capture
     from .generating import specqd_generate
-    from .huggingface import capture
 
 __all__ = ["Assistant", "capture", "specqd_generate"]
 
-_HOMES = {"Assistant": "assisting", "capture": "huggingface", "specqd_generate": "generating"}
+_HOMES = {"Assistant": "assisting", "capture": "dispatch", "specqd_generate": "generating"}
 
 
 def __getattr__(name: str) -> Any:

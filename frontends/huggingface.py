@@ -61,7 +61,7 @@ def _checked(model: torch.nn.Module) -> PreTrainedModel:
 
     if not isinstance(model, PreTrainedModel):
         raise CaptureError(
-            f"{type(model).__name__} is not a transformers model; this frontend takes only those"
+            f"{type(model).__name__} is not a transformers model; give example_inputs to capture any other module"
         )
     if model.get_output_embeddings() is None:
         raise CaptureError(

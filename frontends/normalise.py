@@ -49,14 +49,12 @@ def normalise(module: fx.GraphModule, weights: Mapping[str, str], scalars: Mappi
 
     Weights in `scalars` become literals where an operator takes one. No-grad and autocast blocks are inlined;
     checks and nodes that change no value go; `view` becomes `reshape`. Raises CaptureError for other
-    control flow and for operators that change a tensor in place.
+    control flow and for operators that change a tensor in place. Several outputs stay a tuple.
     """
     graph = fx.Graph()
     copier = _Copier(graph, weights, scalars)
     outputs = copier.copy(module, {})
-    if len(outputs) != 1:
-        raise CaptureError(f"the model gives {len(outputs)} outputs where only its logits are expected")
-    graph.output(outputs[0])
+    graph.output(outputs[0] if len(outputs) == 1 else outputs)
     graph.eliminate_dead_code()
     for weight in graph.find_nodes(op="get_attr"):
         next(iter(weight.users)).prepend(weight)  # users are in the order they were copied

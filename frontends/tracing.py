@@ -53,6 +53,8 @@ def trace(model: PreTrainedModel) -> tuple[fx.Graph, dict[str, Tensor], int, int
     numbers = (torch.float32, torch.int64)
     scalars = {n: t.item() for n, t in stored.items() if t.dim() == 0 and t.dtype in numbers}
     graph = normalise(exported.graph_module, lifted, scalars)
+    if len(graph.output_node().all_input_nodes) != 1:
+        raise CaptureError("the model gives several outputs where only its logits are expected")
     check_rows_independent(graph)
     _check_attention(graph, model)
     used = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr")

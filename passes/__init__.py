@@ -6,13 +6,14 @@
 shows how to add one.
 """
 
-from .contract import Pass, Progress, Refusal, Result
+from .contract import Note, Pass, Progress, Refusal, Result
 from .options import Option, options
 from .pipeline import Applied, Pipeline, Step, Watcher
 from .registry import registered
 
 __all__ = [
     "Applied",
+    "Note",
     "Option",
     "Pass",
     "Pipeline",

@@ -16,7 +16,7 @@ from specqd.program import Entry, Event, Program
 
 from .options import fault, options, write
 
-__all__ = ["Pass", "Progress", "Refusal", "Result", "Tell"]
+__all__ = ["Note", "Pass", "Progress", "Refusal", "Result", "Tell"]
 
 Tell = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and of how much."""
@@ -31,6 +31,14 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a pass has to say of a node, or of the whole entry where `node` is empty, in words that can be printed."""
+
+    node: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a pass is that takes long: `done` `of` so much of `what`, in words that can be printed."""
 
@@ -41,12 +49,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """The program after a pass, the names of the nodes it made in `entry`'s graph, and what it refused."""
+    """The program after a pass, the names of the nodes it made in `entry`'s graph, what it refused and noted."""
 
     program: Program
     entry: str
     rewritten: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def rewrites(self) -> int:
@@ -71,6 +80,8 @@ class Pass(ABC):
     name: ClassVar[str]
     acts_on: ClassVar[Literal["every entry", "the target"]] = "every entry"
     """What a pipeline step of this pass applies to when the step names no entry."""
+    for_language_models: ClassVar[bool] = False
+    """Whether it can only act on an entry that takes tokens; any other is refused whole, at its output."""
 
     def __init_subclass__(cls) -> None:
         """Make the subclass a frozen dataclass and register it under its name."""
@@ -106,10 +117,11 @@ class Pass(ABC):
         return None
 
     @abstractmethod
-    def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Progress]:
+    def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Note | Progress]:
         """Rewrite `entry` of `program` (a copy) in place, yielding each new node and each refusal.
 
-        A pass that takes long yields Progress in between.
+        A pass that takes long yields Progress in between; one that has more to say yields Notes. A node whose stored
+        weight it changed counts as new.
         """
 
     def __call__(self, program: Program, entry: str | None = None, tell: Tell | None = None) -> Result:
@@ -121,9 +133,14 @@ class Pass(ABC):
         program = program.copy()
         own = program.target if entry is None else program.entry(entry)
         own.graph.eliminate_dead_code()
+        if self.for_language_models and not own.of_language_model:
+            why = f"{self.name} is for language models, and this takes {', '.join(map(str, own.inputs))}"
+            refusal = Refusal(own.graph.output_node().name, why)
+            program.history.append(Event(str(self), own.name, (), ((refusal.node, why),)))
+            return Result(program, own.name, (), (refusal,))
         self._demand(self.requires(program, own), own, "before")
         before = str(own.graph)
-        made, refusals = self._collect(program, own, tell)
+        made, refusals, notes = self._collect(program, own, tell)
         for e in program.entries.values():
             e.graph.eliminate_dead_code()
             e.graph.lint()
@@ -131,8 +148,9 @@ class Pass(ABC):
             raise ContractError(f"{self.name} changed {own.name} without yielding a node; yield what it made")
         self._demand(self.ensures(program, own), own, "after")
         refused = tuple((r.node, r.why) for r in refusals)
-        program.history.append(Event(str(self), own.name, made, refused))
-        return Result(program, own.name, made, refusals)
+        noted = tuple((n.node, n.what) for n in notes)
+        program.history.append(Event(str(self), own.name, made, refused, noted))
+        return Result(program, own.name, made, refusals, notes)
 
     def __str__(self) -> str:
         """Give the pass as text: its name and the options that differ from their defaults, in order."""
@@ -143,8 +161,8 @@ class Pass(ABC):
 
     def _collect(
         self, program: Program, entry: Entry, tell: Tell | None
-    ) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
-        seen: list[fx.Node | Refusal] = []
+    ) -> tuple[tuple[str, ...], tuple[Refusal, ...], tuple[Note, ...]]:
+        seen: list[fx.Node | Refusal | Note] = []
         try:
             for made in self.run(program, entry):
                 if not isinstance(made, Progress):
@@ -159,12 +177,15 @@ class Pass(ABC):
             ) from error
         graphs = [e.graph for e in program.entries.values()]
         for item in seen:
-            if not isinstance(item, Refusal) and not (isinstance(item, fx.Node) and item.graph in graphs):
+            if not isinstance(item, (Refusal, Note)) and not (
+                isinstance(item, fx.Node) and item.graph in graphs
+            ):
                 raise ContractError(
-                    f"{self.name} yielded {item!r}; yield new nodes of the program and refusals"
+                    f"{self.name} yielded {item!r}; yield new nodes of the program, refusals and notes"
                 )
         made = tuple(item.name for item in seen if isinstance(item, fx.Node))
-        return made, tuple(item for item in seen if isinstance(item, Refusal))
+        refusals = tuple(item for item in seen if isinstance(item, Refusal))
+        return made, refusals, tuple(item for item in seen if isinstance(item, Note))
 
     def _demand(self, wrong: str | None, entry: Entry, when: str) -> None:
         if wrong:

@@ -1,4 +1,7 @@
-"""Options of a pass as text: `scale=search`, `keep=*.o_proj.*|lm_head.*`, `capacity=512`."""
+"""Options of a pass as text: `scale=search`, `keep=*.o_proj.*|lm_head.*`, `capacity=512`.
+
+A class can be an option's type that has `parse`, from text; `choices`, in words; and the text as its `str`.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ class Option:
             return " | ".join(map(write, get_args(self.kind)))
         if self.kind == tuple[str, ...]:
             return "names joined by |"
+        if hasattr(self.kind, "parse"):
+            return str(self.kind.choices)
         return {bool: "true | false", str: "text"}.get(
             self.kind, getattr(self.kind, "__name__", str(self.kind))
         )
@@ -69,6 +74,8 @@ def read(kind: Any, text: str) -> Any:
     if kind == tuple[str, ...]:
         return tuple(_unquoted(part) for part in split(text, "|")) if text else ()
     word = _unquoted(text)
+    if hasattr(kind, "parse"):
+        return kind.parse(word)
     if kind is bool:
         return {"true": True, "false": False}[word] if word in ("true", "false") else word
     if get_origin(kind) is Literal:
@@ -82,7 +89,7 @@ def write(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return "|".join(map(write, value))
-    text = value if isinstance(value, str) else repr(value)
+    text = str(value) if isinstance(value, str) or hasattr(value, "parse") else repr(value)
     return json.dumps(text, ensure_ascii=False) if _NEEDS_QUOTES.search(text) else text
 
 

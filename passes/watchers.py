@@ -79,14 +79,18 @@ class Timing:
         return "\n".join(f"{seconds:8.2f} s  {text}" for text, seconds in self.seconds.items())
 
 
-def verify(tokens: torch.Tensor, *, atol: float = 1e-4, rtol: float = 1e-4) -> Watcher:
-    """Compare an entry's logits before and after each step whose pass says it is lossless, in the reference.
+def verify(
+    given: torch.Tensor | tuple[torch.Tensor, ...], *, atol: float = 1e-4, rtol: float = 1e-4
+) -> Watcher:
+    """Compare what an entry gives before and after each step whose pass says it is lossless, in the reference.
 
-    Tokens are int64 `[1, S]`, fed at positions 0 to S-1 into fresh caches. The watcher raises ContractError,
-    naming the step and the largest difference, where one exceeds `atol + rtol * |before|`.
+    Given are tokens int64 `[1, S]`, fed at positions 0 to S-1 into fresh caches, or a tuple of the inputs of a
+    module. The watcher raises ContractError, naming the step and the largest difference, where one exceeds
+    `atol + rtol * |before|`.
     """
-    if tokens.dim() != 2 or tokens.shape[0] != 1 or not tokens.shape[1]:
-        raise InputError(f"verify needs tokens of shape [1, length], not {list(tokens.shape)}")
+    inputs = given if isinstance(given, tuple) else (given,)
+    if isinstance(given, torch.Tensor) and (given.dim() != 2 or given.shape[0] != 1 or not given.shape[1]):
+        raise InputError(f"verify needs tokens of shape [1, length], not {list(given.shape)}")
 
     def compare(applied: Applied) -> None:
         if not applied.step.action.lossless:
@@ -94,15 +98,19 @@ def verify(tokens: torch.Tensor, *, atol: float = 1e-4, rtol: float = 1e-4) -> W
         old, new = applied.before, applied.result.program
         for name in {applied.result.entry, *(new.entries.keys() - old.entries.keys())}:
             origin = name if name in old.entries else str(new.entries[name].derived_from)
-            before, after = _logits(old, origin, tokens), _logits(new, name, tokens)
-            if not torch.allclose(after, before, rtol=rtol, atol=atol, equal_nan=True):
-                raise ContractError(
-                    f"step {applied.number + 1} ({applied.step}) changed the logits of {name} by up to "
-                    f"{(after - before).abs().max():.3g}, but it calls itself lossless; a bug in the pass"
-                )
+            pairs = zip(_outputs(old, origin, inputs), _outputs(new, name, inputs), strict=True)
+            for before, after in pairs:
+                if not torch.allclose(after, before, rtol=rtol, atol=atol, equal_nan=True):
+                    what = "logits" if new.entries[name].of_language_model else "output"
+                    raise ContractError(
+                        f"step {applied.number + 1} ({applied.step}) changed the {what} of {name} by up to "
+                        f"{(after - before).abs().max():.3g}, but it calls itself lossless; a bug in the pass"
+                    )
 
     return compare
 
 
-def _logits(program: Program, entry: str, tokens: torch.Tensor) -> torch.Tensor:
-    return reference.run(program, program.entries[entry], tokens)
+def _outputs(program: Program, entry: str, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    outputs = reference.run(program, program.entries[entry], *inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [output for output in outputs if isinstance(output, torch.Tensor)]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from specqd.build import compile_model as compile
     from specqd.errors import SpecqdError as SpecqdError
     from specqd.explain import explain as explain
-    from specqd.frontends.huggingface import capture as capture
+    from specqd.frontends.dispatch import capture as capture
     from specqd.passes import Pipeline as Pipeline
     from specqd.program import Program as Program
     from specqd.runtime.model import load as load
@@ -25,7 +25,7 @@ __all__ = ["Pipeline", "Program", "Sampling", "SpecqdError", "capture", "compile
 
 # Where each public name lives; loaded on first use, so that a runtime-only process never meets torch or TVM.
 _HOMES = {
-    "capture": ("specqd.frontends.huggingface", "capture"),
+    "capture": ("specqd.frontends.dispatch", "capture"),
     "compile": ("specqd.build", "compile_model"),
     "explain": ("specqd.explain", "explain"),
     "load": ("specqd.runtime.model", "load"),

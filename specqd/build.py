@@ -107,6 +107,10 @@ def _compile(
     steps = None if pipeline is None else Pipeline.parse(pipeline)
     tell("capturing the model", 0, 0)
     program = _captured(source)
+    if not program.target.of_language_model:
+        raise InputError(
+            f"{program.model.source} is no language model, and only those can be compiled; run it with program.module()"
+        )
     for name, draft in drafts.items():
         tell(f"capturing the draft {name}", 0, 0)
         program = join(program, _captured(draft), name)

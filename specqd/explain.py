@@ -104,11 +104,15 @@ class _Record:
         self.steps.append(
             f"{step} on {result.entry}: {result.rewrites} rewrites, {len(result.refusals)} refusals, "
             f"{sum(1 for _ in _calls(before))} -> {sum(1 for _ in _calls(after))} nodes"
+            + "".join(f"; {note.what}" for note in result.notes if not note.node)
         )
         for refusal in result.refusals:
             self._story(before, refusal.node).notes.append((step, f"refused: {refusal.why}"))
         kept = {node.name for node in after.graph.nodes}
         self._tell(after, (n for n in _calls(after) if (after.name, n.name) not in self.living), step)
+        for note in result.notes:
+            if note.node:
+                self._story(after, note.node).notes.append((step, note.what))
         for old, new in _taken(before, after):
             self.living.pop((before.name, old.name)).notes.append((step, f"taken into {new}"))
         for node in _calls(before):

@@ -11,7 +11,9 @@ from torch import fx
 from specqd.cache_formats import FORMATS
 from specqd.errors import InputError
 
-__all__ = ["OBSERVER", "Entry", "Event", "KVCache", "ModelInfo", "Program", "Selection"]
+__all__ = [
+    "OBSERVER", "TOKENS", "Entry", "Event", "Input", "KVCache", "ModelInfo", "Program", "Selection",
+]  # fmt: skip
 
 
 OBSERVER = "observer"
@@ -51,13 +53,33 @@ class KVCache:
         return self.layers * self.kv_heads * self.capacity * vectors
 
 
+@dataclass(frozen=True)
+class Input:
+    """What a placeholder takes: a dtype, and a shape of which the sizes of the dimensions `dynamic` are examples."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    dynamic: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """Give it as `x float32 [?, 3, 224, 224]`."""
+        sizes = ("?" if at in self.dynamic else str(size) for at, size in enumerate(self.shape))
+        return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
+
+
+TOKENS = (Input("tokens", "int64", (1, 7), (1,)), Input("positions", "int64", (1, 7), (1,)))
+"""What an entry of a language model takes, besides its caches."""
+
+
 @dataclass
 class Entry:
-    """One function of a program: a graph over `tokens` and `positions` (int64 `[1, S]`) giving float32 logits.
+    """One function of a program: a graph from `inputs`, by default `tokens` and `positions`, to its outputs.
 
-    The graph holds `aten.*` and `specqd::*` calls in float32; weights are `get_attr` nodes named as in
-    `Program.weights`. Placeholders beyond the first two are caches. `vocab_size` and `max_positions` are set
-    where they are not the target's.
+    The graph holds `aten.*` and `specqd::*` calls; weights are `get_attr` nodes named as in `Program.weights`.
+    That of a language model computes float32 logits in float32, and its placeholders beyond `inputs` are caches. That
+    of any other module computes in the module's own dtypes and may have several outputs, then in a tuple.
+    `vocab_size` and `max_positions` are set where they are not the target's.
     """
 
     name: str
@@ -65,6 +87,12 @@ class Entry:
     derived_from: str | None = None
     vocab_size: int | None = None
     max_positions: int | None = None
+    inputs: tuple[Input, ...] = TOKENS
+
+    @property
+    def of_language_model(self) -> bool:
+        """Whether it takes tokens and their positions, and gives logits."""
+        return self.inputs == TOKENS
 
     def copy(self) -> Entry:
         """Return an entry with its own graph, sharing nothing that a pass may change."""
@@ -75,17 +103,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Event:
-    """What one pass did to one entry: its text, the rewrites and `(node, reason)` refusals."""
+    """What one pass did to one entry: its text, the rewrites, `(node, reason)` refusals, `(node, what)` notes.
+
+    A note about the whole entry has no node, `""`.
+    """
 
     step: str
     entry: str
     rewritten: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    noted: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Facts about the captured model that outlive the graph."""
+    """Facts about the captured model that outlive the graph; without a vocabulary it is no language model."""
 
     family: str
     vocab_size: int
@@ -114,7 +146,10 @@ class Selection:
 
 @dataclass
 class Program:
-    """Named entries over one weight store, their caches, and the order in which they speculate (target first)."""
+    """Named entries over one weight store, their caches, and the order in which they speculate (target first).
+
+    `dense` holds what weights were before they were pruned, by name: the teacher of a calibration.
+    """
 
     entries: dict[str, Entry]
     weights: dict[str, torch.Tensor]
@@ -123,6 +158,7 @@ class Program:
     chain: tuple[str, ...] = ()
     history: list[Event] = field(default_factory=list)
     selections: dict[str, Selection] = field(default_factory=dict)
+    dense: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Default the chain to the only entry."""
@@ -144,7 +180,17 @@ class Program:
             self.chain,
             list(self.history),
             dict(self.selections),
+            dict(self.dense),
         )
+
+    def module(self, entry: str | None = None) -> torch.nn.Module:
+        """Return an ordinary module that computes an entry (default: the target) in eager torch.
+
+        See specqd.reference.module; raises InputError as `entry` does.
+        """
+        from specqd.reference import module
+
+        return module(self, self.target if entry is None else self.entry(entry))
 
     def entry(self, name: str) -> Entry:
         """Look an entry up by name; raises InputError listing the known ones."""
@@ -170,6 +216,7 @@ class Program:
     def drop_unused_weights(self) -> None:
         """Forget weights that no entry reads any more."""
         self.weights = {name: self.weights[name] for name in self.used_weights()}
+        self.dense = {name: weight for name, weight in self.dense.items() if name in self.weights}
 
     def __str__(self) -> str:
         """Describe entries, caches and weight bytes, a line each."""
@@ -178,7 +225,14 @@ class Program:
         for name, entry in self.entries.items():
             count = sum(n.op == "call_function" for n in entry.graph.nodes)
             origin = f", derived from {entry.derived_from}" if entry.derived_from else ""
-            lines.append(f"  {name}: {count} nodes, {len(self.used_weights(name))} weights{origin}")
+            takes = "" if entry.of_language_model else f", takes {', '.join(map(str, entry.inputs))}"
+            lines.append(f"  {name}: {count} nodes, {len(self.used_weights(name))} weights{takes}{origin}")
+            lines += [
+                f"  {name}: {what} ({event.step})"
+                for event in self.history
+                for node, what in event.noted
+                if event.entry == name and not node
+            ]
         lines += [
             f"  cache {c.name}: {c.layers} layers x {c.kv_heads} heads x {c.capacity} x "
             f"{c.key_dim}+{c.value_dim} {c.dtype}, {c.bytes / 1e6:.1f} MB"

@@ -1,7 +1,8 @@
-"""Run an entry in eager torch, float32: the slow oracle that compiled code is checked against."""
+"""Run an entry in eager torch: the slow oracle that compiled code is checked against."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,22 +10,25 @@ from torch import fx
 
 import specqd.ops  # noqa: F401  (registers the operators graphs hold)
 from specqd.cache_formats import tensor_dtype
+from specqd.errors import InputError
 from specqd.program import Entry, Program
 
-__all__ = ["Interpreter", "inputs", "new_caches", "propagate", "run"]
+__all__ = ["Interpreter", "demand_fitting", "inputs", "module", "new_caches", "propagate", "run"]
 
 
 class Interpreter(fx.Interpreter):
-    """Runs an entry's graph on tensors given as `inputs` orders them; weights of any float dtype act as float32."""
+    """Runs an entry's graph on tensors given as `inputs` orders them.
+
+    Weights of a language model act as float32, whatever float dtype they have; those of other modules as what they are.
+    """
 
     def __init__(self, program: Program, entry: Entry) -> None:
         super().__init__(torch.nn.Module(), graph=entry.graph)
-        self.weights = program.weights
+        self.weights, self.entry = program.weights, entry
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Give the weight as the graph sees it."""
-        weight = self.weights[target]
-        return weight.float() if weight.is_floating_point() else weight
+        return _seen(self.entry, self.weights[target])
 
 
 class _ShapeInterpreter(Interpreter):
@@ -34,14 +38,18 @@ class _ShapeInterpreter(Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         weight = self.weights[target]
-        dtype = torch.float32 if weight.is_floating_point() else weight.dtype
+        as_float32 = self.entry.of_language_model and weight.is_floating_point()
         with self.mode:
-            return torch.empty(weight.shape, dtype=dtype)
+            return torch.empty(weight.shape, dtype=torch.float32 if as_float32 else weight.dtype)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         n.meta["val"] = value
         return value
+
+
+def _seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
+    return weight.float() if entry.of_language_model and weight.is_floating_point() else weight
 
 
 def new_caches(program: Program) -> dict[str, torch.Tensor]:
@@ -65,30 +73,92 @@ def inputs(entry: Entry, tokens: Any, positions: Any, caches: dict[str, Any]) ->
     return [given[str(n.target)] for n in entry.graph.nodes if n.op == "placeholder"]
 
 
-def run(
+def run(program: Program, entry: Entry, *given: Any) -> Any:
+    """Return what an entry computes.
+
+    Of a language model: float32 logits `[1, S, vocab]` for `tokens` int64 `[1, S]`, then optionally `positions` (0..S-1
+    by default) and `caches` by name (fresh empty ones), which are updated in place. Of any other module: its output,
+    or a tuple of several, for tensors in the order of `entry.inputs`.
+
+    Raises:
+        InputError: a tensor is not what the module's input takes.
+    """
+    if entry.of_language_model:
+        given = tuple(_for_language_model(program, entry, *given))
+    else:
+        demand_fitting(entry, given)
+    with torch.no_grad():
+        return Interpreter(program, entry).run(*given)
+
+
+def _for_language_model(
     program: Program,
     entry: Entry,
     tokens: torch.Tensor,
     positions: torch.Tensor | None = None,
     caches: dict[str, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Return float32 logits `[1, S, vocab]` for `tokens` int64 `[1, S]`; caches are updated in place.
-
-    `positions` defaults to 0..S-1, `caches` to fresh empty ones.
-    """
+) -> list[Any]:
     if positions is None:
         positions = torch.arange(tokens.shape[1])[None]
-    caches = new_caches(program) if caches is None else caches
-    with torch.no_grad():
-        return Interpreter(program, entry).run(*inputs(entry, tokens, positions, caches))
+    return inputs(entry, tokens, positions, new_caches(program) if caches is None else caches)
+
+
+def demand_fitting(entry: Entry, given: Sequence[Any]) -> None:
+    """Raise InputError unless tensors are what the inputs of a module's entry take, one for each."""
+    if len(given) != len(entry.inputs):
+        takes = ", ".join(map(str, entry.inputs))
+        raise InputError(f"{entry.name} was given {len(given)} inputs and takes {len(entry.inputs)}: {takes}")
+    for wanted, tensor in zip(entry.inputs, given, strict=True):
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(f"{entry.name} takes {wanted}; give a tensor, not {type(tensor).__name__}")
+        sizes = zip(tensor.shape, wanted.shape, strict=False)
+        fits = all(got == size for at, (got, size) in enumerate(sizes) if at not in wanted.dynamic)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if not fits or tensor.dim() != len(wanted.shape) or dtype != wanted.dtype:
+            raise InputError(f"{entry.name} takes {wanted}, not {dtype} {list(tensor.shape)}")
 
 
 def propagate(program: Program, entry: Entry, rows: int) -> None:
-    """Set `node.meta["val"]` of every node to a fake tensor (or int) of its shape for `rows` tokens."""
+    """Set `node.meta["val"]` of every node to a fake tensor (or int) of its shape.
+
+    That is the shape for `rows` tokens, or for a module's inputs as its example had them.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode()
     with mode, torch.no_grad():
-        tokens = torch.zeros(1, rows, dtype=torch.int64)
-        caches = new_caches(program)
-        _ShapeInterpreter(program, entry, mode).run(*inputs(entry, tokens, tokens.clone(), caches))
+        if entry.of_language_model:
+            tokens = torch.zeros(1, rows, dtype=torch.int64)
+            given = inputs(entry, tokens, tokens.clone(), new_caches(program))
+        else:
+            given = [torch.zeros(i.shape, dtype=getattr(torch, i.dtype)) for i in entry.inputs]
+        _ShapeInterpreter(program, entry, mode).run(*given)
+
+
+def module(program: Program, entry: Entry) -> torch.nn.Module:
+    """Return an ordinary module, in evaluation mode, that computes an entry from its placeholders in eager torch.
+
+    Its parameters, which need no gradients, are the entry's weights under their own names, so a state dict of the
+    captured module fits. A name below that of another weight (`w.mxfp4_blocks`) ends in `_mxfp4_blocks` instead.
+    """
+    graph, holder = entry.copy().graph, torch.nn.Module()
+    names = set(program.used_weights(entry.name))
+    for name in names:
+        path, _, last = name.rpartition(".")
+        if path in names:
+            path, _, last = f"{path}_{last}".rpartition(".")
+        _hold(holder, path, last, _seen(entry, program.weights[name]).detach())
+        for node in graph.find_nodes(op="get_attr"):
+            node.target = f"{path}.{last}".lstrip(".") if node.target == name else node.target
+    return fx.GraphModule(holder, graph, class_name=program.model.family).eval()
+
+
+def _hold(module: torch.nn.Module, path: str, name: str, tensor: torch.Tensor) -> None:
+    for part in filter(None, path.split(".")):
+        if not hasattr(module, part):
+            module.add_module(part, torch.nn.Module())
+        module = getattr(module, part)
+    if tensor.is_floating_point():
+        module.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+    else:
+        module.register_buffer(name, tensor)

@@ -36,7 +36,18 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return end.value.code or 0, out, err
 
 
-VERBS = ["compile", "generate", "tune", "inspect", "bench", "demo", "fetch", "passes", "explain"]
+VERBS = [
+    "compile",
+    "generate",
+    "tune",
+    "inspect",
+    "bench",
+    "demo",
+    "fetch",
+    "passes",
+    "explain",
+    "synthesize-images",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -173,7 +173,7 @@ def test_a_result_counts_what_was_yielded_and_the_input_stays_as_it_was(program)
     ("mode", "message"),
     {
         "silent": "negate-twice changed target without yielding a node",
-        "stranger": "negate-twice yielded x; yield new nodes of the program and refusals",
+        "stranger": "negate-twice yielded x; yield new nodes of the program, refusals and notes",
         "bug": r"negate-twice failed on target, a bug in the pass: KeyError\('lost'\)",
         "wrong result": "negate-twice on target: after the pass, it is wrong",
     }.items(),

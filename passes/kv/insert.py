@@ -39,6 +39,7 @@ class InsertKVCache(Pass):
     """
 
     name = "insert-kv-cache"
+    for_language_models = True
     capacity: int = 0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 

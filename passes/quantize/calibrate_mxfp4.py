@@ -54,6 +54,7 @@ class CalibrateMXFP4(Pass):
     """
 
     name = "calibrate-mxfp4"
+    for_language_models = True
     text: str = ""
     tokens: int = 4096
     scale: ScaleRule = "search"

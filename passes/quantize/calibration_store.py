@@ -32,10 +32,10 @@ class Store:
     folder: Path
 
     @classmethod
-    def of(cls, *content: object) -> Store:
-        """Return the store of what depends on `content` (of plain values) and on this package's own code."""
+    def of(cls, *content: object, code: Path = Path(__file__).parent) -> Store:
+        """Return the store of what depends on `content` (of plain values) and on the code in a folder."""
         made_of = hashlib.sha256(repr(content).encode())
-        for source in sorted(Path(__file__).parent.glob("*.py")):
+        for source in sorted(code.glob("*.py")):
             made_of.update(source.read_bytes())
         return cls(cache_directory() / "calibration" / made_of.hexdigest())
 

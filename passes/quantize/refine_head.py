@@ -41,6 +41,7 @@ class RefineHead(Pass):
     """
 
     name = "refine-head"
+    for_language_models = True
     best: int = 64
     scale: mxfp4.ScaleRule = "search"
 

@@ -33,6 +33,7 @@ class DeriveDraft(Pass):
     """
 
     name = "derive-draft"
+    for_language_models = True
     acts_on: ClassVar[Literal["every entry", "the target"]] = "the target"
     entry: str = "draft"
 

@@ -30,6 +30,7 @@ class ShareKV(Pass):
     """
 
     name = "share-kv"
+    for_language_models = True
 
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
         """Match the entry's caches to the target's, in order."""

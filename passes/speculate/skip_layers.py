@@ -51,6 +51,7 @@ class SkipLayers(Pass):
     """
 
     name = "skip-layers"
+    for_language_models = True
     layers: tuple[str, ...] = ()
     gain: float = 0.01
     text: str = ""

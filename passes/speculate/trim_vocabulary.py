@@ -52,6 +52,7 @@ class TrimVocabulary(Pass):
     """
 
     name = "trim-vocabulary"
+    for_language_models = True
     tokens: int = 16384
     text: str = ""
 

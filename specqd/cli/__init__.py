@@ -53,7 +53,7 @@ def _run(arguments: Sequence[str], received: list[int]) -> int:
     """
     import typer
 
-    from specqd.cli import bench, compile, demo, explain, fetch, generate, inspect, passes, tune  # noqa: F401
+    from specqd.cli import bench, compile, demo, explain, fetch, generate, inspect, passes, synthesize, tune  # noqa: F401
     from specqd.cli.app import app
 
     # Of its errors of usage typer has a public name for this kind alone.

@@ -10,7 +10,18 @@ from typer.core import TyperGroup
 
 __all__ = ["ArtifactDir", "Threads", "app"]
 
-_ORDER = ("demo", "compile", "generate", "tune", "bench", "inspect", "explain", "passes", "fetch")
+_ORDER = (
+    "demo",
+    "compile",
+    "generate",
+    "tune",
+    "bench",
+    "inspect",
+    "explain",
+    "passes",
+    "synthesize-images",
+    "fetch",
+)
 
 
 class _InOrderOfUse(TyperGroup):

@@ -1,0 +1,151 @@
+"""calibrate: change the weights that pruning left, so that each layer's output is again what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from specqd.errors import InputError
+from specqd.passes.contract import Note, Pass, Progress, Refusal
+from specqd.program import Entry, Program
+
+from .calibration_data import Data, Pixels, Samples
+from .layers import Layer, prunable, store
+from .layerwise import layerwise
+from .least_squares import adam, corrected, output_error, solve
+
+__all__ = ["Calibrate"]
+
+
+class Calibrate(Pass):
+    """Change the weights that `sparsify` left, and biases, so that each layer's outputs are near the dense model's.
+
+        conv(x, w, b), linear(x, w, b)  ->  the same, w with the same zeros
+
+    Layer by layer, for the inputs of the dense model (Lazarevich et al., arXiv 2104.15023):
+
+    1. `correct`: each output channel's weights get their deviation back, and in part their mean; then biases give the
+       outputs their mean.
+    2. `adam`: these, then steps of Adam on the mean squared error, with the paper's rates.
+    3. `closed`: the solution of that least squares problem itself, by one factorisation for each output channel.
+
+    Layers without a bias get none. A result that is worse than what was there is dropped. What is solved is kept in the
+    cache folder for a month, so that a calibration which was broken off goes on where it was.
+
+    Refused: layers that were not sparsified or have been calibrated since, or whose input is not finite.
+
+    Attributes:
+        data: what goes into the model.
+        samples: how many images, or texts of up to 512 tokens, to take of the data.
+        method: see above.
+        steps: of adam.
+        damping: of closed, what is added to the diagonal of the inputs' Gram matrix, as a share of its mean.
+        pixels: what the model takes for a pixel's 0 to 255.
+        seed: chooses the data.
+    """
+
+    name = "calibrate"
+    data: Data = Data()
+    samples: int = 300
+    method: Literal["closed", "adam", "correct"] = "closed"
+    steps: int = 1200
+    damping: float = 0.0001
+    pixels: Pixels = "imagenet"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if not 0 < self.damping < float("inf"):
+            raise InputError(
+                f"{self.name}: a damping of {self.damping} cannot be used; give more than 0, such as 0.0001"
+            )
+        if self.steps < 1:
+            raise InputError(f"{self.name}: {self.steps} steps are too few; give 1 or more")
+
+    @property
+    def lossless(self) -> bool:
+        """Other weights give other outputs."""
+        return False
+
+    def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Note | Progress]:
+        """Calibrate each layer, say how much nearer its output is, and why not for the rest."""
+        layers: list[Layer] = []
+        for found in prunable(program, entry):
+            if isinstance(found, Refusal):
+                yield found
+            elif found.weight not in program.dense:
+                yield Refusal(found.name, f"{found.weight} was not sparsified")
+            elif _calibrated(program, entry, found):
+                yield Refusal(found.name, f"{found.weight} is calibrated already")
+            else:
+                layers.append(found)
+        if not layers:
+            return
+
+        def improved(layer: Layer, gram: Tensor) -> dict[str, Tensor]:
+            return self._improved(program, layer, gram)
+
+        samples = Samples(self.samples, self.seed, self.pixels)
+        options = (self.method, self.steps, self.damping)
+        solved = yield from layerwise(program, entry, layers, self.data, samples, improved, *options)
+        for layer in layers:
+            if layer not in solved:
+                yield Refusal(layer.name, "its input is NaN or infinite on the calibration data")
+                continue
+            before, after = solved[layer]["errors"].tolist()
+            yield Note(
+                layer.name, f"its output's squared error went from {before:.2%} of the output to {after:.2%}"
+            )
+            if after < before:
+                _replace(program, entry, layer, solved[layer]["matrix"])
+                yield layer.nodes[0]
+
+    def _improved(self, program: Program, layer: Layer, gram: Tensor) -> dict[str, Tensor]:
+        dense, pruned = (
+            _with_bias(weights, layer) for weights in (program.weights | program.dense, program.weights)
+        )
+        support = pruned != 0
+        support[..., -1] = layer.bias is not None
+        if self.method == "closed":
+            result = solve(dense, support, gram, self.damping)
+        else:
+            result = corrected(dense, pruned, support, gram)
+        if self.method == "adam":
+            result = adam(dense, result, support, gram, self.steps)
+        stored = result.to(program.weights[layer.weight].dtype).double()
+        whole = torch.stack([output_error(w - dense, gram) for w in (pruned, stored)])
+        return {"matrix": result, "errors": whole / output_error(dense, gram).clamp_min(1e-300)}
+
+
+def _with_bias(weights: dict[str, Tensor], layer: Layer) -> Tensor:
+    """Return a layer's matrix with the biases as a last column, or zeros where it has none; float64."""
+    matrix = layer.matrix(weights[layer.weight].detach().double())
+    bias = None if layer.bias is None else weights[layer.bias].detach().double()
+    column = torch.zeros(matrix.shape[:2]) if bias is None else bias.reshape(matrix.shape[:2])
+    return torch.cat([matrix, column.double()[..., None]], -1)
+
+
+def _replace(program: Program, entry: Entry, layer: Layer, matrix: Tensor) -> None:
+    dtype, bias = program.weights[layer.weight].dtype, layer.bias
+    store(program, entry, layer, layer.weight, layer.restored(matrix[..., :-1], dtype))
+    if bias is not None:
+        store(program, entry, layer, bias, matrix[..., -1].flatten().to(program.weights[bias].dtype))
+
+
+def _calibrated(program: Program, entry: Entry, layer: Layer) -> bool:
+    """Say whether calibrate changed or measured the layer after sparsify last changed it."""
+    for event in reversed(program.history):
+        kind = event.step.partition("{")[0]
+        if (
+            event.entry == entry.name
+            and kind == Calibrate.name
+            and any(node == layer.name for node, _ in event.noted)
+        ):
+            return True
+        if event.entry == entry.name and kind == "sparsify" and layer.name in event.rewritten:
+            return False
+    return False

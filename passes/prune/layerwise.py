@@ -1,0 +1,62 @@
+"""Solves a problem of each layer from its Gram matrix; what is solved is kept, so a run that was broken off goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from specqd.passes.contract import Progress
+from specqd.passes.quantize.calibration_store import Store, fingerprint
+from specqd.program import Entry, Program
+
+from .calibration_data import Data, Samples
+from .gram import grams
+from .layers import Layer
+
+__all__ = ["Solutions", "layerwise"]
+
+Solutions = dict[Layer, dict[str, Tensor]]
+
+
+def layerwise(
+    program: Program,
+    entry: Entry,
+    layers: Sequence[Layer],
+    data: Data,
+    samples: Samples,
+    solve: Callable[[Layer, Tensor], dict[str, Tensor]],
+    *options: object,
+) -> Generator[Progress, None, Solutions]:
+    """Return what `solve` makes of each layer and its Gram matrix, without layers whose inputs are not finite.
+
+    1. Inputs are those of the dense model: pruned weights are replaced by what they were.
+    2. Solutions are kept in the cache folder for a month, under all that they depend on: the entry, the dense
+       weights, the data, and `options`.
+
+    Raises:
+        InputError: the data do not suit the entry.
+    """
+    dense = program.copy()
+    dense.weights |= program.dense
+    store = Store.of(
+        fingerprint(program, entry.name), fingerprint(dense, entry.name), data.fingerprint(samples), samples, *options,
+        code=Path(__file__).parent,
+    )  # fmt: skip
+    found: Solutions = {layer: kept for layer in layers if (kept := store.get(layer.name)) is not None}
+    missing = [layer for layer in layers if layer not in found]
+    yield Progress("solving layers", len(found), len(layers))
+    solved = len(found)
+    batches = data.batches(program, entry, samples)
+    for item in grams(dense, entry, missing, batches):
+        if isinstance(item, Progress):
+            yield item
+            continue
+        layer, gram = item
+        if gram.isfinite().all():
+            found[layer] = solve(layer, gram)
+            store.put(layer.name, found[layer])
+        solved += 1
+        yield Progress("solving layers", solved, len(layers))
+    return found

@@ -1,0 +1,105 @@
+"""Weights of a given support whose products with typical inputs are nearest to those of dense weights.
+
+The layer-wise problem of Lazarevich et al. (arXiv 2104.15023, section 3) in Gram matrices: with D the difference of two
+matrices, biases as a last column, the squared error of the outputs is trace(D G D^T). So it needs no activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["adam", "corrected", "output_error", "solve"]
+
+_MEMORY = 1 << 26  # bytes of linear systems that are solved at a time
+
+
+def output_error(difference: Tensor, gram: Tensor) -> Tensor:
+    """Return the squared error of all outputs together, float64, for matrices [groups, rows, K + 1] that differ so."""
+    wide = difference.double()
+    return ((wide @ gram) * wide).sum()
+
+
+def solve(dense: Tensor, support: Tensor, gram: Tensor, damping: float) -> Tensor:
+    """Return the matrix of that support with the least output error: row by row, by Cholesky factorisation.
+
+    `damping` times the mean of G's diagonal is added to that diagonal, but for the bias, which holds weights near the
+    dense ones where the inputs do not say more.
+
+    Args:
+        dense: [groups, rows, K + 1], the biases last; where these are all zero and outside of the support, none.
+        support: bool, of the same shape.
+        gram: float64 [groups, K + 1, K + 1].
+        damping: more than 0.
+    """
+    damped = gram.clone()
+    diagonal = damped.diagonal(0, 1, 2)
+    added = damping * diagonal[:, :-1].mean(1, keepdim=True)
+    diagonal[:, :-1] += torch.where(added > 0, added, 1)
+    wanted = dense.double() @ damped
+    result = torch.zeros_like(wanted)
+    for group, system in enumerate(damped):
+        size = int(support[group].sum(1).max())
+        at_once = max(1, _MEMORY // (8 * max(size, 1) ** 2))
+        for begin in range(0, support.shape[1], at_once):
+            rows = slice(begin, begin + at_once)
+            result[group, rows] = _solved(system, wanted[group, rows], support[group, rows])
+    return result
+
+
+def _solved(gram: Tensor, wanted: Tensor, support: Tensor) -> Tensor:
+    """Solve G_SS w_S = wanted_S of each row; short supports are filled up with equations x = 0."""
+    size = int(support.sum(1).max())
+    order = torch.argsort(support, dim=1, descending=True, stable=True)[:, :size]
+    real = support.gather(1, order)
+    systems = gram[order[:, :, None], order[:, None, :]] * (real[:, :, None] & real[:, None, :])
+    systems.diagonal(0, 1, 2).add_(~real)
+    right = (wanted.gather(1, order) * real)[..., None]
+    found = torch.cholesky_solve(right, torch.linalg.cholesky(systems))[..., 0]
+    return torch.zeros_like(wanted).scatter_(1, order, found)
+
+
+def corrected(dense: Tensor, pruned: Tensor, support: Tensor, gram: Tensor) -> Tensor:
+    """Return the pruned matrix with each channel's deviation and mean, and with each output's mean, of the dense one.
+
+    1. W <- a W + b on the support, where a gives the row its deviation back, and b its mean. As b is dropped outside of
+       the support, the mean comes back in part only.
+    2. A bias, where the support has one, then gives the outputs the mean that they had.
+
+    Args:
+        dense: [groups, rows, K + 1], the biases last.
+        pruned: of the same shape.
+        support: bool, of the same shape.
+        gram: float64 [groups, K + 1, K + 1].
+    """
+    old, new = dense.double()[..., :-1], pruned.double()[..., :-1]
+    scale = old.std(-1, correction=0, keepdim=True) / (new.std(-1, correction=0, keepdim=True) + 1e-9)
+    shift = old.mean(-1, keepdim=True) - (scale * new).mean(-1, keepdim=True)
+    new = (scale * new + shift) * support[..., :-1]
+    means = gram[:, :-1, -1:] / gram[:, -1:, -1:]
+    bias = dense.double()[..., -1:] + (old - new) @ means
+    return torch.cat([new, torch.where(support[..., -1:], bias, 0)], -1)
+
+
+def adam(dense: Tensor, start: Tensor, support: Tensor, gram: Tensor, steps: int) -> Tensor:
+    """Return the matrix after steps of Adam on the mean squared error, as the paper's code does them.
+
+    The rates are the paper's, 1e-5 for weights and 1e-4 for biases; the gradient is that of all samples rather than
+    of 50 at a time, which their Gram matrix gives exactly.
+
+    Args:
+        dense: [groups, rows, K + 1], the biases last.
+        start: where to begin, of the same shape.
+        support: bool, of the same shape; nothing else changes.
+        gram: float64 [groups, K + 1, K + 1].
+        steps: how many to take.
+    """
+    wanted = dense.float()
+    mean = (gram / gram[:, -1:, -1:]).float() * (2 / (dense.shape[0] * dense.shape[1]))
+    weights, bias = (part.clone() for part in start.float().split([start.shape[-1] - 1, 1], -1))
+    optimiser = torch.optim.Adam([{"params": [weights], "lr": 1e-5}, {"params": [bias], "lr": 1e-4}])
+    for _ in range(steps):
+        gradient = ((torch.cat([weights, bias], -1) - wanted) @ mean) * support
+        weights.grad, bias.grad = gradient.split([weights.shape[-1], 1], -1)
+        optimiser.step()
+    return torch.cat([weights, bias], -1)
