@@ -27,22 +27,43 @@ def plot(samples: Sequence[Row], dim: int, file: Path) -> None:
             name = str(replace(variant, ratio=1, format="bf16"))
             name = f"{name}, rounded" if variant.format != "bf16" else name
             lines.setdefault(name, {}).setdefault(variant.bytes_ratio(dim), []).append(row)
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(14, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, sizes in sorted(lines.items()):
-        style = "o--" if name.startswith("kvcrush") else "s:" if "rounded" in name else "o-"
+    for number, (name, sizes) in enumerate(sorted(lines.items())):
+        style = (
+            "^--"
+            if name.startswith("kvcrush")
+            else "s:"
+            if "rounded" in name
+            else "o-"
+            if number < 10
+            else "D-"
+        )
         for axes, value in ((left, _percent_loss), (right, _percent_found)):
             points = [(100 / ratio, value(group)) for ratio, group in sorted(sizes.items())]
             known = [(size, *at) for size, at in points if at]
             if known:
                 x, y, error = zip(*known, strict=True)
-                axes.errorbar(x, y, error, fmt=style, label=name, capsize=2, markersize=4, linewidth=1)
+                axes.errorbar(
+                    x,
+                    y,
+                    error,
+                    fmt=style,
+                    color=f"C{number % 10}",
+                    label=name,
+                    capsize=2,
+                    markersize=4,
+                    linewidth=1,
+                )
     for axes, title in ((left, "perplexity loss, %"), (right, "questions answered, % of the full cache's")):
         axes.set(xlabel="cache, % of the full BF16 cache's bytes", title=title, xscale="log")
         axes.set_xticks([12.5, 25, 50], ["12.5", "25", "50"])
+        axes.minorticks_off()
     left.set_yscale("symlog", linthresh=1)
+    left.set_yticks([0, 1, 3, 10, 30, 60], ["0", "1", "3", "10", "30", "60"])
+    left.set_ylim(bottom=-0.5)
     left.axhline(1, color="grey", linewidth=0.5)
-    left.legend(fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(file, dpi=110)
 
 

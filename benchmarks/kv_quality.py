@@ -34,7 +34,7 @@ from specqd.verified import cache_directory
 
 _SCORED = 128  # tokens of a long prompt that are predicted from each cut
 _UNSOLVED = Variant("unsolved", "unsolved")  # a row that says that the full cache does not find the answer
-_QUESTIONS = {1000: 10, 2000: 5, 4000: 2}  # tokens of a text: seeds of each kind of question
+_QUESTIONS = {1000: 12, 2000: 5, 4000: 1}  # tokens of a text: seeds of each kind of question
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     done = _Done(options.kept or cache_directory() / "benchmarks" / folder.name / "kv_quality.jsonl")
     variants, samples = _work(options, tokenizer)
     model = CacheModel(folder)
-    until = time.monotonic() + (options.seconds or float("inf"))
+    until = time.monotonic() + (float("inf") if options.seconds is None else options.seconds)
     left = [sample for sample in samples if not done.covers(sample, variants)]
     while left and time.monotonic() < until:
         done.add(measure(model, left.pop(0), variants, done))

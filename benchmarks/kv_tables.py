@@ -60,6 +60,7 @@ def _at_size(
     ratio: int, of: Mapping[Variant, Sequence[Row]], costs: Mapping[str, float], dim: int
 ) -> report.Table:
     lines, figures = [], {}
+    tasks = sorted({row["task"] for group in of.values() for row in group} - {LONG}, reverse=True)
     for variant, group in of.items():
         if variant.ratio != ratio:
             continue
@@ -77,16 +78,17 @@ def _at_size(
         lines.append(
             [
                 str(variant),
+                str(len(long)),
                 f"{values['bytes_ratio']:.1f}",
                 _show(loss, lambda x: 100 * (math.exp(x) - 1), 1),
                 _show(values["kl"], float, 3),
                 _show(values["top1"], lambda x: 100 * x, 1),
-                *(_show(values.get(task), lambda x: 100 * x, 0) for task in ("asked before", "asked after")),
+                *(_show(values.get(task), lambda x: 100 * x, 0) for task in tasks),
                 "" if cost is None else f"{1000 * cost:.0f}",
             ]
         )
-    headings = ["cache", "fewer bytes", "perplexity, + %", "KL, nats", "same top-1, %", "found, asked before, %",
-                "found, asked after, %", "selection, ms"]  # fmt: skip
+    headings = ["cache", "cuts", "fewer bytes", "perplexity, + %", "KL, nats", "same top-1, %",
+                *(f"found, {task}, %" for task in tasks), "selection, ms"]  # fmt: skip
     title = f"{ratio:g} times fewer tokens:" if ratio > 1 else "All tokens, rounded:"
     return report.Table(title, headings, lines, {title.rstrip(":"): figures})
 

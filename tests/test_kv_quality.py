@@ -195,7 +195,16 @@ def test_rows_and_tables_of_known_figures(bench, tmp_path):
     }  # fmt: skip
     size, paired = bench.kv_tables.tables(samples, {"h2o": 0.5}, dim=64)
     assert size.figures["4 times fewer tokens"]["h2o"]["log_ppl_loss"] == pytest.approx((0.2, 0.1))
-    assert size.rows[0] == ["h2o", "4.0", "22.1 ± 12.2", "0.200 ± 0.100", "100.0 ± 0.0", "50 ± 50", "", "500"]
+    assert size.rows[0] == [
+        "h2o",
+        "2",
+        "4.0",
+        "22.1 ± 12.2",
+        "0.200 ± 0.100",
+        "100.0 ± 0.0",
+        "50 ± 50",
+        "500",
+    ]
     assert paired.figures["paired"]["kvcrush random on h2o at 4"]["log_ppl"] == pytest.approx((0.1, 0))
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib, the tables do not")
     bench.kv_plot.plot(samples, 64, tmp_path / "plot.png")
