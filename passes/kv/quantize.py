@@ -36,6 +36,7 @@ class QuantizeKV(Pass):
     """
 
     name = "quantize-kv"
+    for_language_models = True
     keys: _Dtype = "int8"
     values: _Dtype = "int8"
 

@@ -60,6 +60,7 @@ class SelectKV(Pass):
     """
 
     name = "select-kv"
+    for_language_models = True
     acts_on: ClassVar[Literal["every entry", "the target"]] = "the target"
     method: str = "snapkv"
     scorer: str = "snapkv"
