@@ -95,7 +95,8 @@ def test_without_the_kernels_word_all_is_idle(machine: Machine) -> None:
 
 def test_a_neighbour_is_made_room_for_at_once_and_left_alone(machine: Machine) -> None:
     choice = ThreadChoice(2, Crowding(machine.stat))
-    assert {step(choice, machine) for _ in range(20)} == {2}
+    counts = [step(choice, machine) for _ in range(20)]
+    assert counts.count(1) <= 2  # a look at whether one is enough
     counts = [step(choice, machine, others=0.5) for _ in range(3)]
     assert counts[:2] == [2, 1] or counts == [2, 2, 1]
     # While one thread runs, the neighbour has the other CPU to itself: no trial of two.

@@ -16,7 +16,7 @@ from specqd.runtime.output import Output
 
 __all__ = ["Bound", "Memory", "bind"]
 
-_LARGEST = 2**32  # bytes of a cache: compiled code counts elements, of two bytes and more, in 31 bits
+_LARGEST = 2**31  # elements of a cache, which compiled code counts in 31 bits
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,16 @@ class Memory:
         self._weights, self._tables = weights, tables
         self._tensors: dict[tuple[str, str, tuple[int, ...]], Any] = {}
         needed = {name: size * tables.pool for name, size in manifest.sizes("cache").items()}
-        for name, size in needed.items():
-            if size >= _LARGEST:
+        self._caches = {arg.name: arg for f in manifest.functions for arg in f.args if arg.kind == "cache"}
+        for name, arg in self._caches.items():
+            reached = _LARGEST * np.dtype(arg.dtype).itemsize
+            if needed[name] >= reached:
                 raise InputError(
-                    f"the cache {name} would take {size} bytes and compiled code reaches {_LARGEST}: load with fewer "
+                    f"the cache {name} would take {needed[name]} bytes and compiled code reaches {reached}: load with fewer "
                     "`sequences` or `cache_tokens`, or compile with a smaller `--context`"
                 )
         needed.update(manifest.sizes("scratch"))
         self._buffers = {name: aligned(size) for name, size in needed.items()}
-        self._caches = {arg.name: arg for f in manifest.functions for arg in f.args if arg.kind == "cache"}
         shapes = {name: arg.shape for name, arg in self._caches.items()}
         self.copies_blocks = all(len(shape) == 2 for shape in shapes.values())
         self._planes = [self._buffers[name].reshape(s[0], tables.pool, -1) for name, s in shapes.items()]
