@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,22 +76,24 @@ def test_what_steps_lack_others_had(machine: Machine) -> None:
 
 def test_idle_is_what_nobody_used_of_the_own_cpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     crowd = Crowding(machine.stat)
-    assert crowd.idle() == 2.0  # nothing is known yet
-    machine.run(0.5, 0.0, (0.25, 0.5))
+    assert crowd.idle() == 0.0  # nothing is known yet
+    machine.run(0.4, 0.0, (0.2, 0.4))
     assert crowd.idle() == pytest.approx(1.5)
     machine.run(0.05, 0.0)
     assert crowd.idle() == pytest.approx(1.5)  # read a moment ago
+    machine.run(5.0, 0.0, (5.0, 5.0))
+    assert crowd.idle() == 0.0  # who knows when
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1})
     crowd = Crowding(machine.stat)
     crowd.idle()
-    machine.run(0.5, 0.0, (0.5, 0.0))
-    assert crowd.idle() == 0.0
+    machine.run(0.4, 0.0, (0.4, 0.2))
+    assert crowd.idle() == pytest.approx(0.5)
 
 
 def test_without_the_kernels_word_all_is_idle(machine: Machine) -> None:
     crowd = Crowding(machine.stat.parent / "nothing")
     machine.run(1.0, 0.0)
-    assert crowd.idle() == 2.0
+    assert crowd.idle() == math.inf
 
 
 def test_a_neighbour_is_made_room_for_at_once_and_left_alone(machine: Machine) -> None:

@@ -49,8 +49,8 @@ class Memory:
             reached = _LARGEST * np.dtype(arg.dtype).itemsize
             if needed[name] >= reached:
                 raise InputError(
-                    f"the cache {name} would take {needed[name]} bytes and compiled code reaches {reached}: load with fewer "
-                    "`sequences` or `cache_tokens`, or compile with a smaller `--context`"
+                    f"the cache {name} would take {needed[name]} bytes and compiled code reaches {reached}: load with "
+                    "fewer `sequences` or `cache_tokens`, or compile with a smaller `--context`"
                 )
         needed.update(manifest.sizes("scratch"))
         self._buffers = {name: aligned(size) for name, size in needed.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -25,8 +26,8 @@ class Crowding:
         self._stat = stat
         self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         self._began = self._used = self._passed = self._asked = 0.0
-        self._read, self._counted = 0.0, self._idle_ticks()
-        self._idle = float(len(self._cpus))
+        self._read, self._counted = -math.inf, self._idle_ticks()
+        self._idle = 0.0
 
     def begin(self) -> None:
         """Note that a step begins."""
@@ -44,12 +45,18 @@ class Crowding:
         return lost
 
     def idle(self) -> float:
-        """Return how many of this process's CPUs nobody used lately; all of them where the system does not say."""
+        """Return how many of this process's CPUs nobody used lately; all of them where the system does not say.
+
+        If nobody has asked for long, that is not known yet, and 0.
+        """
+        if self._counted is None:
+            return math.inf
         now = time.perf_counter()
-        if now - self._read >= self.PERIOD:
-            ticks = self._idle_ticks()
-            if ticks is not None and self._counted is not None and self._read:
-                self._idle = (ticks - self._counted) / os.sysconf("SC_CLK_TCK") / (now - self._read)
+        passed = now - self._read
+        if passed >= self.PERIOD:
+            ticks = self._idle_ticks() or 0
+            lately = passed < 5 * self.PERIOD
+            self._idle = (ticks - self._counted) / os.sysconf("SC_CLK_TCK") / passed if lately else 0.0
             self._read, self._counted = now, ticks
         return self._idle
 
