@@ -212,7 +212,13 @@ def _facts(program: Program, pipeline: str, plan: Plan) -> dict[str, Any]:
         "plan": str(plan),
         "max_positions": model.max_positions,
         "caches": {
-            c.name: CacheRecord(layers=c.layers, kv_heads=c.kv_heads, first_plane=program.first_plane(c.name))
+            c.name: CacheRecord(
+                layers=c.layers,
+                kv_heads=c.kv_heads,
+                first_plane=program.first_plane(c.name),
+                key_dtype=c.key_dtype,
+                value_dtype=c.value_dtype,
+            )
             for c in program.caches.values()
         },
         "selection": next(

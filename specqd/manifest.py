@@ -88,11 +88,16 @@ class LevelRecord(_Record):
 
 
 class CacheRecord(_Record):
-    """A cache's planes, one for each layer and key head: they are the model's from `first_plane` on."""
+    """A cache's planes, one for each layer and key head: they are the model's from `first_plane` on.
+
+    The formats are names of specqd.cache_formats.
+    """
 
     layers: int
     kv_heads: int
     first_plane: int
+    key_dtype: str
+    value_dtype: str
 
 
 class SelectionRecord(_Record):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import specqd
 from specqd.build import compile_model, default_pipeline
+from specqd.cli import main
 from specqd.errors import InputError
 from specqd.frontends import capture
 from specqd.manifest import BLOCK
@@ -101,6 +102,19 @@ def test_selecting_sequences_of_a_batch_get_what_they_get_alone(of_target: Path)
     together = model.generate_many(prompts, 120, plan=PLANS[0], ignore_eos=True)
     assert [one.tokens for one in together] == [answer(alone, p, 120, PLANS[0]) for p in prompts]
     assert len(Batch(model.engine)) == 0
+
+
+def test_inspect_shows_caches_and_what_is_selected(
+    of_target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["inspect", str(of_target)])
+    shown = capsys.readouterr().out
+    assert "kv: 2 layers x 2 heads, 128 bytes of bfloat16 keys and 128 of bfloat16 values a position" in shown
+    assert (
+        "64 positions for target by kvcrush (scorer h2o, share 0.25, anchor random, seed 0), every 32"
+        in shown
+    )
 
 
 def test_a_cache_too_small_for_the_selection_is_refused(of_target: Path) -> None:

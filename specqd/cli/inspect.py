@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from specqd.artifact import Manifest, open_artifact
 from specqd.cli.app import ArtifactDir, app
+from specqd.manifest import BLOCK, SelectionRecord
 
 __all__ = ["inspect"]
 
@@ -58,6 +60,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             (("entry"), f"{e}: {memory['weights_of'][e] / 1e6:.1f} MB of weights, rows {rows[e]}")
             for e in entries
         ),
+        *(("cache", text) for text in _caches(manifest)),
+        *([("selection", _selection(manifest.selection))] if manifest.selection else []),
         ("context", f"{manifest.capacity} positions"),
         (
             "vocabulary",
@@ -73,6 +77,22 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             f"{memory['scratch'] / 1e6:.1f} MB scratch",
         ),
     ]
+
+
+def _caches(manifest: Manifest) -> Iterator[str]:
+    sizes = manifest.sizes("cache")
+    for name, cache in manifest.caches.items():
+        keys, values = (sizes[f"{name}_{part}"] / BLOCK for part in "kv")
+        yield (
+            f"{name}: {cache.layers} layers x {cache.kv_heads} heads, {keys:.0f} bytes of {cache.key_dtype} keys and "
+            f"{values:.0f} of {cache.value_dtype} values a position"
+        )
+
+
+def _selection(record: SelectionRecord) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in record.options.items())
+    how = f"{record.method} ({options})" if options else record.method
+    return f"{record.tokens} positions for {record.entry} by {how}, every {record.every}"
 
 
 def _memory(manifest: Manifest) -> dict[str, Any]:
