@@ -53,7 +53,7 @@ def _seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
 
 
 def new_caches(program: Program) -> dict[str, torch.Tensor]:
-    """Make zeroed cache tensors for every placeholder the program's caches declare, and what an observer says of them.
+    """Make zeroed tensors for every placeholder that the program's caches declare, and for what an observer says.
 
     A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes.
     """
@@ -63,7 +63,8 @@ def new_caches(program: Program) -> dict[str, torch.Tensor]:
         for part, channels, dtype in parts:
             shape = c.layers, c.kv_heads, c.capacity, channels
             caches[f"{c.name}_{part}"] = torch.zeros(shape, dtype=tensor_dtype(dtype))
-        caches[f"{c.name}_received"] = torch.zeros(c.layers, c.kv_heads, c.capacity)
+        if program.selections:
+            caches[f"{c.name}_received"] = torch.zeros(c.layers, c.kv_heads, c.capacity)
     return caches
 
 
