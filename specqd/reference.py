@@ -74,18 +74,19 @@ def inputs(entry: Entry, tokens: Any, positions: Any, caches: dict[str, Any]) ->
     return [given[str(n.target)] for n in entry.graph.nodes if n.op == "placeholder"]
 
 
-def run(program: Program, entry: Entry, *given: Any) -> Any:
+def run(program: Program, entry: Entry, *given: Any, caches: dict[str, torch.Tensor] | None = None) -> Any:
     """Return what an entry computes.
 
     Of a language model: float32 logits `[1, S, vocab]` for `tokens` int64 `[1, S]`, then optionally `positions` (0..S-1
-    by default) and `caches` by name (fresh empty ones), which are updated in place. Of any other module: its output,
+    by default); `caches` by name (by default fresh ones) are updated in place. Of any other module: its output,
     or a tuple of several, for tensors in the order of `entry.inputs`.
 
     Raises:
         InputError: a tensor is not what the module's input takes.
     """
     if entry.of_language_model:
-        given = tuple(_for_language_model(program, entry, *given))
+        named = {} if caches is None else {"caches": caches}
+        given = tuple(_for_language_model(program, entry, *given, **named))
     else:
         demand_fitting(entry, given)
     with torch.no_grad():

@@ -138,7 +138,7 @@ def test_the_library_runs_and_is_cached_by_content(
 
 def call(symbol: Any, function: Function, weights: Any, tokens: list[int]) -> np.ndarray:
     """Call a function of a library with zeroed buffers, as its manifest describes it; return the logits."""
-    count = {"cache": 8, "blocks": 8}  # blocks of positions: a prompt's piece has up to 128
+    count = {"cache": 8, "blocks": 10}  # blocks of positions: a prompt's piece has up to 128
     buffers = {
         arg.name: array((arg.shape[0] * count.get(arg.kind, 1), *arg.shape[1:]), arg.dtype)
         for arg in function.args
@@ -148,7 +148,7 @@ def call(symbol: Any, function: Function, weights: Any, tokens: list[int]) -> np
             buffers[arg.name][:] = weights[arg.name]
     buffers["tokens"][:] = tokens
     buffers["positions"][:] = range(len(tokens))
-    buffers["blocks"][:] = range(7, -1, -1)
+    buffers["blocks"][:] = [0, 0, *range(7, -1, -1)]  # one table for all planes, nothing missing, its blocks
     symbol(*(tensor(buffers[arg.name]) for arg in function.args))
     assert np.array_equal(buffers["next"], buffers["logits"].reshape(len(buffers["next"]), -1).argmax(-1))
     return buffers["logits"]
