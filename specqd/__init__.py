@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specqd.build import compile_model as compile
     from specqd.errors import SpecqdError as SpecqdError
-    from specqd.explain import explain as explain
+    from specqd.explanation import explain as explain
     from specqd.frontends.dispatch import capture as capture
     from specqd.passes import Pipeline as Pipeline
     from specqd.program import Program as Program
@@ -27,7 +27,7 @@ __all__ = ["Pipeline", "Program", "Sampling", "SpecqdError", "capture", "compile
 _HOMES = {
     "capture": ("specqd.frontends.dispatch", "capture"),
     "compile": ("specqd.build", "compile_model"),
-    "explain": ("specqd.explain", "explain"),
+    "explain": ("specqd.explanation", "explain"),
     "load": ("specqd.runtime.model", "load"),
     "Pipeline": ("specqd.passes", "Pipeline"),
     "Program": ("specqd.program", "Program"),

@@ -1,8 +1,11 @@
+import subprocess
+import sys
+
 import torch
 from small_programs import DIM, Decoder, of
 from torch import nn
 
-from specqd.explain import explain
+from specqd.explanation import explain
 
 
 def body(m, x, _):
@@ -54,3 +57,12 @@ def test_explaining_leaves_the_program_alone():
     before = str(given.target.graph)
     explain(given, PIPELINE)
     assert str(given.target.graph) == before and not given.history
+
+
+def test_the_function_is_not_hidden_by_a_module_of_its_name() -> None:
+    code = "import specqd; specqd.explain; specqd.capture; specqd.compile; specqd.load; assert callable(specqd.explain)"
+    names = (
+        "import specqd, specqd.explanation; assert all(callable(getattr(specqd, n)) for n in specqd.__all__)"
+    )
+    for text in (code, names):
+        subprocess.run([sys.executable, "-c", text], check=True)
