@@ -123,7 +123,7 @@ class ThreadChoice:
             return
         kind = self._kinds[key]
         lost = self._crowding.lost(count, seconds) if self._crowding else 0.0
-        if lost > self.LOST and count > 1 and kind.known:
+        if lost > self.LOST and count > 1 and kind.begun:
             self._give_way(count)
             return
         if count == kind.current:
@@ -180,6 +180,11 @@ class _Kind:
         self._steps = 0
         self._wins = 0
         self.normal = 0.0  # seconds that a step takes with the current count
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step was taken: the first one may wait for the disk, which looks like a neighbour."""
+        return self._steps > 0
 
     @property
     def known(self) -> bool:
