@@ -9,6 +9,9 @@ import torch
 from kv_model import Layer
 from torch import Tensor
 
+from specqd.cache_formats import FORMATS as CACHE_FORMATS
+from specqd.cache_formats import held
+
 __all__ = ["FORMATS", "Format"]
 
 _GROUP = 32  # tokens that share a scale and zero point in each channel of 4-bit keys
@@ -24,12 +27,6 @@ class Format:
 
 def _bf16(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).float()
-
-
-def _symmetric8(x: Tensor) -> Tensor:
-    """Round [kv_heads, T, D] to INT8 with a BF16 scale for each token and head."""
-    scale = _bf16(x.abs().amax(dim=-1, keepdim=True) / 127).clamp(min=1e-12)
-    return (x / scale).round().clamp(-127, 127) * scale
 
 
 def _asymmetric4(x: Tensor, dim: int) -> Tensor:
@@ -51,7 +48,8 @@ def _keys4(x: Tensor) -> Tensor:
 FORMATS: Mapping[str, Format] = {
     "bf16": Format(lambda dim: 16, lambda layer: layer),
     "int8": Format(
-        lambda dim: 8 + 16 / dim, lambda layer: Layer(_symmetric8(layer.keys), _symmetric8(layer.values))
+        lambda dim: CACHE_FORMATS["int8"].vector_bytes(dim) * 8 / dim,
+        lambda layer: Layer(held(layer.keys, "int8"), held(layer.values, "int8")),
     ),
     "int4": Format(
         lambda dim: 4 + (32 / _GROUP + 32 / dim) / 2,

@@ -78,8 +78,11 @@ class KVCrush(Method):
         whole = scores[:, : scores.shape[1] // page * page].reshape(len(scores), -1, page)
         proxies = int(self.share * count) // page
         important = best(whole.sum(axis=-1), count // page - proxies)
-        codes = head_codes(scores, page)
-        distances = hamming(codes, self._anchor(codes, observed.layer))
+        if proxies:
+            codes = head_codes(scores, page)
+            distances = hamming(codes, self._anchor(codes, observed.layer))
+        else:
+            distances = np.zeros(whole.shape[1], np.int32)  # nobody looks at them
         chosen = np.empty((len(scores), count), np.int32)
         for head, own in enumerate(important):
             # Each head has kept others: a page that it took twice would count twice in its softmax.
