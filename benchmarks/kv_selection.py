@@ -22,7 +22,7 @@ import report
 from subject import checkpoint, compiled
 
 from specqd.build import default_pipeline
-from specqd.program import OBSERVER
+from specqd.manifest import OBSERVER
 from specqd.runtime.model import Model, load
 
 _PAGES = ("docs/architecture.md", "benchmarks/README.md", "README.md", "docs/write-a-pass.md")
