@@ -16,8 +16,8 @@ from specqd.codegen.checked_file import read_checked, write_checked
 from specqd.codegen.isa import ISA
 from specqd.codegen.pack import Packed, pack
 from specqd.errors import CodegenError
-from specqd.manifest import Arg, Compiled, Function
-from specqd.program import OBSERVER, Program
+from specqd.manifest import OBSERVER, Arg, Compiled, Function
+from specqd.program import Program
 from specqd.reference import propagate
 
 __all__ = ["Weights", "build", "machine_code"]
@@ -58,8 +58,8 @@ def _plan(program: Program) -> Iterator[tuple[str, int, bool]]:
         if not caches <= filled:
             yield from ((name, rows, True) for rows in PREFILL_ROWS)
         filled |= caches
-    for selection in program.selections.values():
-        yield OBSERVER, selection.window, True
+    if program.selection:
+        yield OBSERVER, program.selection.window, True
 
 
 def build(
@@ -94,7 +94,7 @@ def build(
         )
         functions.append(Function(entry=name, rows=rows, last_only=last_only, symbol=symbol, args=args))
         packed.update({p.name: p.packed for p in parameters if p.packed is not None})
-    if program.chain[0] in program.selections:
+    if program.selection and program.selection.entry == program.chain[0]:
         primitives |= movers(program, isa)
     tell("compiling", len(plan), len(plan) + 1)
     library, triple = _library(primitives, isa, cache)

@@ -11,7 +11,7 @@ from specqd import reference
 from specqd.program import Entry, Program
 
 __all__ = [
-    "LINEARS", "Part", "arguments", "calls", "head", "literal", "only_user", "part", "same", "shapes",
+    "LINEARS", "Part", "arguments", "cache_of", "calls", "head", "literal", "only_user", "part", "same", "shapes",
     "weight_of", "weight_uses",
 ]  # fmt: skip
 
@@ -36,6 +36,11 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     schema = node.target._schema.arguments
     given = dict(zip((a.name for a in schema), node.args, strict=False))
     return {a.name: a.default_value for a in schema if a.has_default_value()} | given | dict(node.kwargs)
+
+
+def cache_of(node: fx.Node) -> str:
+    """Return the name of the cache that an attention writes to and reads."""
+    return str(arguments(node)["cache_k"].target).removesuffix("_k")
 
 
 def only_user(node: fx.Node, *packets: Any) -> fx.Node | None:

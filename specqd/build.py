@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specqd.artifact import Function, Manifest, Refused, is_artifact, save
 from specqd.errors import ArtifactError, InputError
-from specqd.manifest import Arg, CacheRecord, LevelRecord, SelectionRecord
+from specqd.manifest import OBSERVER, CacheRecord, LevelRecord
 from specqd.runtime.cpu import cpu_features
 from specqd.runtime.plan import SEARCH, Plan
 from specqd.staging import demand_free
@@ -128,7 +126,6 @@ def _compile(
     plan = plan or Plan.usual(_usual_chain(program))
     plan.demand(program.chain)
     compiled = build(program, instructions, progress=tell, cache=_library_cache())
-    compiled = replace(compiled, functions=tuple(_with_planes(f, program.caches) for f in compiled.functions))
     written, total = 0, sum(_distinct_weights(compiled.functions).values())
 
     def wrote(count: int) -> None:
@@ -149,7 +146,11 @@ def _compile(
 
 def _demand_names(drafts: Mapping[str, Any], pipeline: str | None) -> None:
     """Refuse names that plans cannot say, or that mean something else there."""
-    taken = {"target": "the model itself", SEARCH: "a search of the text"}
+    taken = {
+        "target": "the model itself",
+        SEARCH: "a search of the text",
+        OBSERVER: "what tells select-kv where the model looks",
+    }
     if pipeline is None:
         taken["draft"] = "the model's own copy in MXFP4"
     for name in drafts:
@@ -197,8 +198,6 @@ def _fitting(context: int | None, program: Program) -> int:
 
 
 def _facts(program: Program, pipeline: str, plan: Plan) -> dict[str, Any]:
-    from specqd.program import OBSERVER
-
     model = program.model
     return {
         "family": model.family,
@@ -221,13 +220,7 @@ def _facts(program: Program, pipeline: str, plan: Plan) -> dict[str, Any]:
             )
             for c in program.caches.values()
         },
-        "selection": next(
-            (
-                SelectionRecord(entry=name, observer=OBSERVER, **asdict(selection))
-                for name, selection in program.selections.items()
-            ),
-            None,
-        ),
+        "selection": program.selection,
         "levels": {name: _level(program, name) for name in program.chain},
         "refusals": tuple(
             Refused(step=event.step, entry=event.entry, node=node, why=why)
@@ -249,19 +242,6 @@ def _level(program: Program, name: str) -> LevelRecord:
 def _caches(program: Program, name: str) -> list[KVCache]:
     inputs = {str(n.target) for n in program.entry(name).graph.nodes if n.op == "placeholder"}
     return [cache for cache in program.caches.values() if f"{cache.name}_k" in inputs]
-
-
-def _with_planes(function: Function, caches: Mapping[str, KVCache]) -> Function:
-    """Say of a block of each cache what it holds for each layer and key head."""
-
-    def shaped(arg: Arg) -> Arg:
-        if arg.kind != "cache":
-            return arg
-        cache = caches[arg.name[:-2]]
-        planes = cache.layers * cache.kv_heads
-        return arg.model_copy(update={"shape": (planes, math.prod(arg.shape) // planes)})
-
-    return function.model_copy(update={"args": tuple(map(shaped, function.args))})
 
 
 def _distinct_weights(functions: tuple[Function, ...]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "BLOCK",
+    "OBSERVER",
     "SCHEMA_VERSION",
     "Arg",
     "CacheRecord",
@@ -22,13 +23,16 @@ __all__ = [
     "LevelRecord",
     "Manifest",
     "Refused",
-    "SelectionRecord",
+    "Selection",
 ]
 
 SCHEMA_VERSION = 4
 
 #: positions in a block of a cache
 BLOCK = 16
+
+#: the entry that tells how much attention each slot of the target's cache gets: see passes/kv/select.py
+OBSERVER = "observer"
 
 
 class _Record(BaseModel):
@@ -41,17 +45,16 @@ class Arg(_Record):
     `kind` says who owns it: `tokens`, `positions` and `tables` (int32 `[rows]`: what is fed, where in its sequence
     it stands, and where the table of the sequence begins in `blocks`), `next` (int32, the greedy choices), `sums`
     (float32 `[rows, 2]`: how sure they are, see codegen/kernels/argmax.py) and `logits` (float32) are the caller's;
-    so are, of an observer, `emphasis` (float32 `[rows]`, the weight of each row) and `received` (float32
-    `[planes, capacity]`, the attention that each slot got);
-    a `cache` is state, shared by all functions that name it, of any number of blocks of 16 positions: it lies as
-    `[planes, blocks, elements]` and its shape is that of one block, `[planes, elements]`; `blocks` (int32, of any
-    size) are the tables that say which blocks hold a sequence (see Paged in codegen/kernels/cache.py); a `scratch`
-    means nothing between calls; a `weight` lies in the weight file. `gathered`: only one row a token is read of it.
+    so is `received` (float32 `[planes, capacity]`, the attention that each slot got) of an observer; a `cache` is
+    state, shared by all functions that name it, of any number of blocks of 16 positions: it lies as `[planes, blocks,
+    elements]` and its shape is that of one block, `[planes, elements]`; `blocks` (int32, of any size) are the tables
+    that say which blocks hold a sequence (see Paged in codegen/kernels/cache.py); a `scratch` means nothing between
+    calls; a `weight` lies in the weight file. `gathered`: only one row a token is read of it.
     """
 
     name: str
     kind: Literal[
-        "tokens", "positions", "tables", "blocks", "emphasis", "next", "sums", "logits", "received", "cache", "scratch",
+        "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "received", "cache", "scratch",
         "weight",
     ]  # fmt: skip
     dtype: str
@@ -99,12 +102,19 @@ class CacheRecord(_Record):
     key_dtype: str
     value_dtype: str
 
+    @property
+    def planes(self) -> int:
+        """Key heads of all layers."""
+        return self.layers * self.kv_heads
 
-class SelectionRecord(_Record):
-    """What is selected from the target's cache for `entry`, the target itself or a draft: see passes/kv/select.py."""
+
+class Selection(_Record):
+    """Which positions `entry` keeps in its cache, or attends to in the target's: see passes/kv/select.py.
+
+    `method` and `options` are what `specqd.selection.method` takes.
+    """
 
     entry: str
-    observer: str
     method: str
     options: dict[str, str | int | float]
     tokens: int
@@ -154,7 +164,7 @@ class Manifest(_Record):
     planned_speedup: float | None = None
     max_positions: int = 0
     caches: dict[str, CacheRecord] = Field(default_factory=dict)
-    selection: SelectionRecord | None = None
+    selection: Selection | None = None
     isa: str
     triple: str
     cpu_features: tuple[str, ...]
@@ -182,7 +192,7 @@ class Manifest(_Record):
     @property
     def planes(self) -> int:
         """Planes of all caches: a layer's key head each."""
-        return sum(cache.layers * cache.kv_heads for cache in self.caches.values())
+        return sum(cache.planes for cache in self.caches.values())
 
     def cache_bytes(self, positions: int) -> int:
         """Bytes of all caches that hold so many positions."""

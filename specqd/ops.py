@@ -10,7 +10,7 @@ from specqd.cache_formats import held
 
 __all__ = [
     "REFINED_TOGETHER", "among_all", "cached_attention", "causal_attention", "linear_int8", "linear_mxfp4",
-    "linear_refined", "observed_cached_attention", "rms_norm", "rope",
+    "linear_refined", "rms_norm", "rope",
 ]  # fmt: skip
 
 REFINED_TOGETHER = 16
@@ -73,7 +73,7 @@ def _(q, k, v, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
-@torch.library.custom_op("specqd::cached_attention", mutates_args=("cache_k", "cache_v"))
+@torch.library.custom_op("specqd::cached_attention", mutates_args=("cache_k", "cache_v", "received"))
 def cached_attention(
     q: Tensor,
     k: Tensor,
@@ -88,65 +88,31 @@ def cached_attention(
     sinks: Tensor | None,
     key_dtype: str = "",
     value_dtype: str = "",
+    received: Tensor | None = None,
 ) -> Tensor:
     """Write `k, v` into slot `positions` of layer `layer` of the cache, then attend to slots up to each position.
 
     Shapes as `causal_attention` with B = 1, `positions int64 [1, S]` consecutive, caches as in
     `specqd.program.KVCache`. Keys and values are rounded to the cache's dtype before they are used; `key_dtype` and
-    `value_dtype` name a format of specqd.cache_formats that they are rounded to before.
+    `value_dtype` name a format of specqd.cache_formats that they are rounded to before. `received float32
+    [layers, KV, capacity]` gets the weight that each slot up to the last position was given, the mean over the rows and
+    the queries of a key head.
     """
     where = positions[0]
     for new, cache, dtype in ((k, cache_k, key_dtype), (v, cache_v, value_dtype)):
         cache[layer, :, where] = (held(new[0], dtype) if dtype else new[0]).to(cache.dtype)
     end = int(where[-1]) + 1
     keys, values = (c[layer, :, :end].unsqueeze(0).to(q.dtype) for c in (cache_k, cache_v))
+    if received is not None:
+        # Values that say where they are make the weights themselves the result of attending.
+        places = torch.eye(end, dtype=q.dtype).expand(1, k.shape[1], end, end)
+        weights = _attend(q, keys, places, scale, window, softcap, sinks, where)[0]
+        received[layer, :, :end] = weights.unflatten(1, (k.shape[1], -1)).mean((0, 2))
     return _attend(q, keys, values, scale, window, softcap, sinks, where).contiguous()
 
 
 @cached_attention.register_fake
-def _(  # type: ignore[no-untyped-def]
-    q, k, v, cache_k, cache_v, positions, scale, layer, window, softcap, sinks, key_dtype="", value_dtype=""
-):
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
-
-
-@torch.library.custom_op("specqd::observed_cached_attention", mutates_args=("cache_k", "cache_v", "received"))
-def observed_cached_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cache_k: Tensor,
-    cache_v: Tensor,
-    positions: Tensor,
-    scale: float,
-    layer: int,
-    window: int,
-    softcap: float,
-    sinks: Tensor | None,
-    key_dtype: str,
-    value_dtype: str,
-    emphasis: Tensor,
-    received: Tensor,
-) -> Tensor:
-    """`cached_attention`, which also says how much weight each slot was given.
-
-    `received float32 [layers, KV, capacity]` gets, for slots up to the last position, the sum over rows of
-    `emphasis float32 [S]` times the mean over a key head's queries of their softmax weights.
-    """
-    options = positions, scale, layer, window, softcap, sinks, key_dtype, value_dtype
-    out: Tensor = cached_attention(q, k, v, cache_k, cache_v, *options)
-    where, end = positions[0], int(positions[0, -1]) + 1
-    keys = cache_k[layer, :, :end].unsqueeze(0).to(q.dtype)
-    # Values that say where they are make the weights themselves the result of attending.
-    places = torch.eye(end, dtype=q.dtype).expand(1, k.shape[1], end, end)
-    weights = _attend(q, keys, places, scale, window, softcap, sinks, where)[0]
-    of_heads = weights.unflatten(1, (k.shape[1], -1)).mean(2)
-    received[layer, :, :end] = torch.einsum("s,sht->ht", emphasis, of_heads)
-    return out
-
-
-@observed_cached_attention.register_fake
-def _(q, k, v, *_):  # type: ignore[no-untyped-def]
+def _(q, k, v, *_, **__):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 

@@ -10,14 +10,9 @@ from torch import fx
 
 from specqd.cache_formats import FORMATS
 from specqd.errors import InputError
+from specqd.manifest import Selection
 
-__all__ = [
-    "OBSERVER", "TOKENS", "Entry", "Event", "Input", "KVCache", "ModelInfo", "Program", "Selection",
-]  # fmt: skip
-
-
-OBSERVER = "observer"
-"""The entry that tells how much attention each slot of the target's cache gets: see passes/kv/select.py."""
+__all__ = ["TOKENS", "Entry", "Event", "Input", "KVCache", "ModelInfo", "Program"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,11 @@ class KVCache:
     capacity: int
     key_dtype: str = "bfloat16"
     value_dtype: str = "bfloat16"
+
+    @property
+    def planes(self) -> int:
+        """Key heads of all layers."""
+        return self.layers * self.kv_heads
 
     @property
     def dtype(self) -> str:
@@ -128,22 +128,6 @@ class ModelInfo:
     tokenizer_files: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which positions an entry keeps in its cache, or attends to in the target's: see passes/kv/select.py.
-
-    `method` and `options` are what `specqd.selection.method` takes.
-    """
-
-    method: str
-    options: dict[str, str | int | float]
-    tokens: int
-    every: int
-    window: int
-    sinks: int
-    recent: int
-
-
 @dataclass
 class Program:
     """Named entries over one weight store, their caches, and the order in which they speculate (target first).
@@ -157,7 +141,7 @@ class Program:
     caches: dict[str, KVCache] = field(default_factory=dict)
     chain: tuple[str, ...] = ()
     history: list[Event] = field(default_factory=list)
-    selections: dict[str, Selection] = field(default_factory=dict)
+    selection: Selection | None = None
     dense: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -179,7 +163,7 @@ class Program:
             dict(self.caches),
             self.chain,
             list(self.history),
-            dict(self.selections),
+            self.selection,
             dict(self.dense),
         )
 
@@ -198,14 +182,15 @@ class Program:
             raise InputError(f"the program has no entry {name!r}; it has {', '.join(sorted(self.entries))}")
         return self.entries[name]
 
-    def first_plane(self, cache: str | None) -> int:
-        """Return how many planes (a layer's key head each) the caches before this one have; None: all of them."""
-        count = 0
-        for known in self.caches.values():
-            if known.name == cache:
-                break
-            count += known.layers * known.kv_heads
-        return count
+    @property
+    def planes(self) -> int:
+        """Planes of all caches: a layer's key head each."""
+        return sum(cache.planes for cache in self.caches.values())
+
+    def first_plane(self, name: str) -> int:
+        """Return how many planes the caches before this one have."""
+        names = list(self.caches)
+        return sum(self.caches[before].planes for before in names[: names.index(name)])
 
     def used_weights(self, *names: str) -> list[str]:
         """Names of the weights that the given entries (default: all) read, in order of first use."""

@@ -63,14 +63,14 @@ def new_caches(program: Program) -> dict[str, torch.Tensor]:
         for part, channels, dtype in parts:
             shape = c.layers, c.kv_heads, c.capacity, channels
             caches[f"{c.name}_{part}"] = torch.zeros(shape, dtype=tensor_dtype(dtype))
-        if program.selections:
+        if program.selection:
             caches[f"{c.name}_received"] = torch.zeros(c.layers, c.kv_heads, c.capacity)
     return caches
 
 
 def inputs(entry: Entry, tokens: Any, positions: Any, caches: dict[str, Any]) -> list[Any]:
     """Put what an entry takes into the order of its placeholders."""
-    given = {"tokens": tokens, "positions": positions, "emphasis": torch.ones(tokens.shape[1]), **caches}
+    given = {"tokens": tokens, "positions": positions, **caches}
     return [given[str(n.target)] for n in entry.graph.nodes if n.op == "placeholder"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,8 +158,6 @@ class Compiled:
         arrays["tokens"][:] = tokens
         arrays["positions"][:] = positions
         arrays["tables"][:] = np.array(sequences) * self.blocks.shape[1]
-        if "emphasis" in arrays:
-            arrays["emphasis"][:] = 1.0
         call(*arguments)
         logits = arrays["logits"].reshape(len(arrays["next"]), -1).copy()
         assert np.array_equal(arrays["next"], logits.argmax(-1)) or np.isnan(logits).any()
@@ -193,7 +192,7 @@ class Compiled:
         if p.kind == "blocks":
             return tensor(self.blocks.reshape(-1))
         if p.kind == "cache":
-            buffer = self.caches.setdefault(p.name, array((self.pool * p.shape[0],), p.dtype))
+            buffer = self.caches.setdefault(p.name, array((self.pool * math.prod(p.shape),), p.dtype))
         else:
             buffer = array(p.shape, p.dtype)
         arrays[p.name] = buffer

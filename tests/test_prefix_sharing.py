@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -284,16 +283,6 @@ def test_what_a_lent_cache_holds_is_shared_as_far_as_its_owner_fed_it(artifact: 
     again, target, other = sharing()
     assert again.enter(engine.tables.take() or 0, 33) == target.fed == known
     assert other.fed == 20
-
-
-def test_an_artifact_that_does_not_say_how_its_blocks_lie_shares_nothing(compiled: Compiled, tmp_path: Path):
-    flat = [
-        f.model_copy(update={"args": tuple(a.model_copy(update={"shape": a.shape[-1:]}) for a in f.args)})
-        for f in compiled.functions
-    ]
-    save_toy(tmp_path / "a", replace(compiled, functions=tuple(flat)))
-    model = load(tmp_path / "a", 1)
-    assert [model.generate([1, 2, 3], 4).stats.reused_tokens for _ in range(2)] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from compiled import RUNNABLE, Compiled, llama, random_tokens, threads
+from compiled import NATIVE, RUNNABLE, Compiled, llama, random_tokens, threads, with_bf16_activations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_programs import logits
@@ -169,9 +169,11 @@ def test_a_draft_on_the_same_quantised_cache_changes_no_bit_of_the_target(rng):
     assert {c.dtype for c in made.program.caches.values()} == {"int8"} and len(made.program.caches) == 1
     text = random_tokens(made.program, 40, rng)
     plain = made.decode("target", text, 1)
-    wanted = run(made.program, made.program.target, torch.tensor([text]))[0].numpy()
-    # The products of BF16, which the reference does not round, move some keys and values to the next INT8.
-    assert np.abs(plain - wanted).mean() < 0.02 * wanted.std()
+    rounded = with_bf16_activations(made.program, "target") if NATIVE.pairs else made.program
+    wanted = run(rounded, rounded.target, torch.tensor([text]))[0].numpy()
+    # Sums in another order move a key or value to the next INT8 now and then.
+    assert np.abs(plain - wanted).mean() < 0.002 * wanted.std()
+    assert np.abs(plain - wanted).max() < 0.05 * wanted.std()
     made.fill_caches(0x7E00)
     got = [made.feed("target", text[:4], 0)]
     for start in range(4, 40, 4):

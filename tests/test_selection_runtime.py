@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from compiled import llama
-from transformers import AutoModelForCausalLM, LlamaConfig
+from compiled import llama, with_bf16_activations
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import specqd
 from specqd.build import compile_model, default_pipeline
 from specqd.cli import main
+from specqd.codegen.isa import named
 from specqd.errors import InputError
 from specqd.frontends import capture
-from specqd.manifest import BLOCK
+from specqd.manifest import BLOCK, OBSERVER
 from specqd.passes import Pipeline
+from specqd.reference import Interpreter, inputs, new_caches, run
 from specqd.runtime.batch import Batch
+from specqd.runtime.cpu import cpu_features
+from specqd.runtime.engine import Engine
 from specqd.runtime.model import Model
+from specqd.selection import Observed, keep, method
 
 SIZES = "tokens=64,every=32,sinks=2,recent=16"
 PLANS = (
@@ -28,8 +35,11 @@ PLANS = (
 )
 
 
-def made(folder: Path, selecting: str, capacity: int = 512) -> Path:
-    """Compile a random Llama of 131072 positions with a selection."""
+OF_TARGET = f"select-kv{{method=kvcrush,scorer=h2o,{SIZES}}}"
+
+
+def random_llama() -> LlamaForCausalLM:
+    """A random Llama of 131072 positions."""
     config = LlamaConfig(
         vocab_size=83, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=131072,
@@ -39,7 +49,12 @@ def made(folder: Path, selecting: str, capacity: int = 512) -> Path:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
-    compile_model(capture(model), folder, pipeline=f"{default_pipeline(capacity)}, {selecting}", isa="native")
+    return model
+
+
+def made(folder: Path, selecting: str, capacity: int = 512) -> Path:
+    """Compile the random Llama with a selection."""
+    compile_model(capture(random_llama()), folder, pipeline=f"{default_pipeline(capacity)}, {selecting}")
     return folder
 
 
@@ -52,7 +67,7 @@ def of_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(
         tmp_path_factory.mktemp("of_target") / "artifact",
-        f"select-kv{{method=kvcrush,scorer=h2o,{SIZES}}}",
+        OF_TARGET,
         capacity=128,
     )
 
@@ -82,6 +97,100 @@ def test_speculation_leaves_a_selecting_target_as_it_is(of_target: Path, length:
     plain = answer(model, prompt(length), 200, None)
     assert len(plain) == 200
     assert answer(model, prompt(length), 200, plan) == plain
+
+
+def observed(engine: Engine, length: int) -> Iterator[Observed]:
+    """What the observer saw of each layer of a text, when it was last asked."""
+    received = engine._bound[OBSERVER, 16].received.reshape(4, -1)[:, :length]
+    for layer in range(2):
+        positions = np.tile(np.arange(length, dtype=np.int32), (2, 1))
+        yield Observed(positions, measured=received[layer * 2 : layer * 2 + 2], layer=layer, layers=2)
+
+
+def held(engine: Engine, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys int32 `[planes, length, pairs]` and values int16 `[planes, length, channels]` of sequence 0."""
+    blocks = engine.tables.blocks(0)
+    keys, values = (
+        buffer.reshape(4, engine.tables.pool, -1)[:, blocks] for buffer in engine.memory.cache("kv")
+    )
+    keys = keys.reshape(4, len(blocks), 8, BLOCK).swapaxes(2, 3)
+    return keys.reshape(4, -1, 8)[:, :length], values.reshape(4, -1, 16)[:, :length]
+
+
+def read(engine: Engine, text: list[int]) -> None:
+    """Feed a text, the last 16 tokens by the observer."""
+    last = len(text) - 16
+    for start in range(0, last, 16):
+        engine.feed("target", text[start : min(start + 16, last)], start)
+    engine.feed(OBSERVER, text[last:], last)
+
+
+def test_what_is_kept_is_what_the_method_chooses_and_lies_in_front(of_draft: Path, of_target: Path) -> None:
+    """Of two artifacts of one model, the one drops what the other still has."""
+    whole, selecting = specqd.load(of_draft, 2).engine, specqd.load(of_target, 2).engine
+    for engine in (whole, selecting):
+        read(engine, prompt(100))
+    chosen = method("kvcrush", scorer="h2o")
+    kept = np.concatenate([keep(chosen, one, 64, sinks=2, recent=16) for one in observed(whole, 100)])
+    assert not np.array_equal(kept[0], kept[1])
+    assert selecting.tables.dropped(0) == 36
+    for all_of_it, rest in zip(held(whole, 100), held(selecting, 64), strict=True):
+        assert np.array_equal(rest, np.take_along_axis(all_of_it, kept[..., None], axis=1))
+
+
+class Shifted(Interpreter):
+    """Runs an entry on caches in which each slot is `missing` before its position."""
+
+    missing = 0
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.ops.specqd.cached_attention.default:
+            args = (*args[:5], args[5] - self.missing, *args[6:])
+        return super().call_function(target, args, kwargs)
+
+
+def test_after_a_selection_the_target_says_what_eager_attention_to_the_rest_says(of_target: Path) -> None:
+    text, engine = prompt(100), specqd.load(of_target, 2).engine
+    program = Pipeline.parse(f"{default_pipeline(128)}, {OF_TARGET}")(capture(random_llama()))
+    if named("native", cpu_features()).pairs:
+        program = with_bf16_activations(program, "target")
+    read(engine, text)
+    kept = engine._selection._stood[0][1]["kv"]
+    logits = engine.feed("target", [5], 100).logits[0].copy()
+
+    caches = new_caches(program)
+    run(program, program.target, torch.tensor([text]), caches=caches)
+    whole = {name: tensor.clone() for name, tensor in caches.items()}
+    places = torch.from_numpy(kept).long().reshape(2, 2, 64, 1)
+    for part in "kv":
+        cache = caches[f"kv_{part}"]
+        cache[:, :, :64] = cache.gather(2, places.expand(-1, -1, -1, cache.shape[3]))
+    interpreter = Shifted(program, program.target)
+
+    def said(caches: dict[str, torch.Tensor], missing: int) -> np.ndarray:
+        interpreter.missing = missing
+        given = inputs(program.target, torch.tensor([[5]]), torch.tensor([[100]]), caches)
+        with torch.no_grad():
+            return interpreter.run(*given)[0, 0].numpy()
+
+    off = np.abs(logits - said(caches, 36)).max()
+    assert off < 0.02 * logits.std()
+    assert np.abs(logits - said(whole, 0)).max() > 10 * off, "what was dropped made no difference"
+
+
+def test_a_draft_has_the_best_blocks_of_each_plane(of_draft: Path) -> None:
+    engine = specqd.load(of_draft, 2).engine
+    read(engine, prompt(200))
+    begin, blocks = engine._begin("draft", 0, 200), engine.tables.blocks(0)
+    assert engine._begin("target", 0, 200) == engine.tables.begin(0) != begin
+    size, tables = engine.tables.flat[begin], engine.tables.flat[begin + 1 :]
+    for layer, one in enumerate(observed(engine, 176)):
+        smooth = np.stack([np.convolve(row, np.ones(5) / 5, "same") for row in one.received])
+        pages = smooth[:, 16:].reshape(2, 10, 16).sum(-1)
+        for head, best in enumerate(pages.argmax(1) + 1):
+            table = tables[(layer * 2 + head) * size :]
+            assert table[0] == 9 * BLOCK
+            assert table[1:5].tolist() == [blocks[0], blocks[best], blocks[11], blocks[12]]
 
 
 def test_a_text_longer_than_the_cache_goes_on_in_constant_memory(of_target: Path) -> None:
@@ -177,7 +286,7 @@ def test_impossible_options_are_refused(options: str, why: str) -> None:
 )
 def test_budgets_are_tokens_megabytes_or_a_part_of_the_capacity(options: str, tokens: int) -> None:
     program = Pipeline.parse(f"draft: select-kv{{{options}}}" if options else "draft: select-kv")(llama())
-    assert program.selections["draft"].tokens == tokens
+    assert program.selection.tokens == tokens
 
 
 def test_a_budget_of_too_few_megabytes_is_refused() -> None:

@@ -20,15 +20,14 @@ def received(
     q: Any,
     cache: Paged,
     totals: Any,
-    emphasis: Any,
     out: Any,
     capacity: int,
     phase: Any,
 ) -> None:
     """Emit one phase: what each slot up to the last row's gets, to `out` float32 `[planes, capacity]`.
 
-    Weights are averaged over the queries of a key head and added over rows, each times its `emphasis` float32 `[rows]`.
-    `q` and `totals` are as `attention` takes and leaves them. The rows are consecutive positions of one sequence.
+    That is the mean over the rows, consecutive positions of one sequence, and the queries of a key head. `q` and
+    `totals` are as `attention` takes and leaves them.
     """
     width, tiles, together = query_tile(isa, a)
     together = together if a.rows % together == 0 else 1
@@ -56,8 +55,7 @@ def received(
                 unit.score(q, base, count)
                 for g, (query, scores) in enumerate(zip(unit.queries, unit.scores, strict=True)):
                     of_row, place = g // width, first + g % width
-                    share = emphasis[row + of_row] * f32(1 / group)
-                    share = tirx.Select(place >= tile * width, share, f32(0.0))
+                    share = tirx.Select(place >= tile * width, f32(1 / (group * a.rows)), f32(0.0))
                     share = bind(share * totals[query * 2 + 1])
                     with I.serial(0, CHUNK // isa.lanes) as s, I.vectorized(0, isa.lanes) as v:
                         at = s * isa.lanes + v

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import fx
 
 from specqd.codegen.isa.base import ISA
@@ -23,6 +22,8 @@ from specqd.program import KVCache, Program
 
 __all__ = ["FORMS", "cached_attention", "movers"]
 
+_RECEIVED = 13  # the place of `received` among the arguments of cached_attention
+
 FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
     "bfloat16": (BF16Keys, BF16Values),
     "int8": (INT8Keys, INT8Values),
@@ -31,24 +32,21 @@ FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
 
 
 def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
-    """Lower `specqd::cached_attention`, observed or not.
-
-    See specqd/ops.py for its meaning and kernels/cache.py for the layout.
-    """
+    """Lower `specqd::cached_attention`; see specqd/ops.py for its meaning and kernels/cache.py for the layout."""
     q, k, v = (f.argument(x) for x in node.args[:3])
     name = f.env[node.args[3]].removesuffix("_k")
     cache = f.program.caches[name]
     key_form, value_form = _forms(f.isa, cache)
     scale, layer, window, softcap, sinks = node.args[6:11]
-    observed = node.target is torch.ops.specqd.observed_cached_attention.default
+    observed = node.args[_RECEIVED:] not in ((), (None,))
     shape = Attention(
         f.step.rows, q.shape[1], k.shape[1], q.shape[3], v.shape[3], scale, f.adjacent, window, softcap
     )
     first, stride = f.layers.get(node, (int(layer), 0))
     where = i32(first) if f.step.iteration is None else f.step.iteration * stride + first
-    planes = cache.layers * cache.kv_heads
-    keys = f.step.cache(f"{name}_k", key_form.dtype, planes * key_form.elements)
-    values = f.step.cache(f"{name}_v", value_form.dtype, planes * value_form.elements)
+    planes = cache.planes
+    keys = f.step.cache(f"{name}_k", key_form.dtype, planes, key_form.elements)
+    values = f.step.cache(f"{name}_v", value_form.dtype, planes, value_form.elements)
     pool = I.bind(keys.shape[0] // (planes * key_form.elements))
     first = f.program.first_plane(name)
     paged = Paged(keys, values, key_form, value_form, pool, where, f.blocks, f.tables, f.positions, first)
@@ -63,19 +61,15 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     totals = f.step.scratch(shape.rows * shape.heads * 2, "float32") if observed else None
     attention(f.isa, shape, queries, paged, of_head, out, f.step.phase, totals)
     if observed:
-        emphasis = f.step.parameter("emphasis", "emphasis", "float32", (shape.rows,))
-        planes = f.program.first_plane(None)
-        weights = f.step.parameter("received", "received", "float32", (planes * cache.capacity,))
-        received(f.isa, shape, queries, paged, totals, emphasis, weights, cache.capacity, f.step.phase)
+        weights = f.step.parameter("received", "received", "float32", (f.program.planes * cache.capacity,))
+        received(f.isa, shape, queries, paged, totals, weights, cache.capacity, f.step.phase)
     return of_buffer(f.space, out, (1, shape.rows, shape.heads, shape.value_dim), "float32")
 
 
 def movers(program: Program, isa: ISA) -> dict[str, Any]:
     """Return the functions that move what is kept of each cache of a program, by symbol."""
     return {
-        f"move_{name}": move(
-            name, cache.layers * cache.kv_heads, program.first_plane(name), *_forms(isa, cache)
-        )
+        f"move_{name}": move(name, cache.planes, program.first_plane(name), *_forms(isa, cache))
         for name, cache in program.caches.items()
     }
 

@@ -188,6 +188,5 @@ OPERATORS: dict[Any, Callable[[Any, fx.Node, list[fx.Node]], Value]] = {
     aten.mean.dim: _mean,
     ops.rope.default: _rope,
     ops.cached_attention.default: cached_attention,
-    ops.observed_cached_attention.default: cached_attention,
     ops.among_all.default: _among_all,
 }

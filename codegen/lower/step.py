@@ -23,7 +23,7 @@ __all__ = ["INT32", "Parameter", "Step"]
 INT32 = 2**31
 
 Kind = Literal[
-    "tokens", "positions", "tables", "blocks", "emphasis", "next", "sums", "logits", "received", "cache", "scratch",
+    "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "received", "cache", "scratch",
     "weight",
 ]  # fmt: skip
 
@@ -92,9 +92,11 @@ class Step:
             return buffer, self.iteration * packed.size
         return buffer, tirx.Cast("int64", self.iteration) * tirx.const(packed.size, "int64")
 
-    def cache(self, name: str, dtype: str, size: int) -> Any:
-        """Return the flat buffer of a cache with `size` elements a block of positions, and any number of blocks."""
-        return self._sized(name, "cache", dtype, (size,), tirx.Var(f"{_identifier(name)}_size", "int32"))
+    def cache(self, name: str, dtype: str, planes: int, size: int) -> Any:
+        """Return the flat buffer of a cache: `planes` of any number of blocks of positions, `size` elements each."""
+        return self._sized(
+            name, "cache", dtype, (planes, size), tirx.Var(f"{_identifier(name)}_size", "int32")
+        )
 
     def blocks(self) -> Any:
         """Return the buffer of block tables, of any size."""

@@ -11,7 +11,7 @@ from torch import fx
 
 from specqd.cache_formats import FORMATS
 from specqd.passes.contract import Pass, Refusal
-from specqd.passes.match import arguments, calls
+from specqd.passes.match import arguments, cache_of, calls
 from specqd.passes.rewrite import replace
 from specqd.program import Entry, KVCache, Program
 
@@ -28,7 +28,7 @@ class QuantizeKV(Pass):
 
     1. The caches of the entry get the formats, and so do all entries that share them: a cache has one format.
     2. `int8` is symmetric, with a BF16 scale for each position and head.
-    3. Refused: attention without a cache, a cache that is quantised already, and one that is selected from.
+    3. Refused: attention without a cache, and a cache that is quantised already.
 
     Attributes:
         keys: what keys are rounded to.
@@ -52,25 +52,23 @@ class QuantizeKV(Pass):
             if calls(node, torch.ops.specqd.causal_attention):
                 yield Refusal(node.name, "this attention has no cache yet; put insert-kv-cache first")
             elif calls(node, torch.ops.specqd.cached_attention):
-                cache = program.caches[_cache(node)]
+                cache = program.caches[cache_of(node)]
                 chosen[cache.name] = self._quantised(cache)
-                reason = self._unsuitable(cache) or _selected(program)
+                reason = self._unsuitable(cache)
                 if reason:
                     yield Refusal(node.name, reason)
-        if _selected(program):
-            return
         changed = {name for name, cache in chosen.items() if program.caches[name] != cache}
         program.caches |= {name: chosen[name] for name in changed}
         for other in program.entries.values():
             for node in list(other.graph.nodes):
-                if calls(node, torch.ops.specqd.cached_attention) and _cache(node) in changed:
-                    yield self._rewrite(node, chosen[_cache(node)])
+                if calls(node, torch.ops.specqd.cached_attention) and cache_of(node) in changed:
+                    yield self._rewrite(node, chosen[cache_of(node)])
 
     def ensures(self, program: Program, entry: Entry) -> str | None:
         """Every attention rounds to the formats that its cache is declared in."""
         for node in entry.graph.nodes:
             if calls(node, torch.ops.specqd.cached_attention):
-                cache, given = program.caches[_cache(node)], arguments(node)
+                cache, given = program.caches[cache_of(node)], arguments(node)
                 if _formats(cache) != (given["key_dtype"], given["value_dtype"]):
                     return f"{node.name} writes other formats to the cache {cache.name} than {cache.dtype}"
         return None
@@ -89,7 +87,7 @@ class QuantizeKV(Pass):
 
     @staticmethod
     def _rewrite(node: fx.Node, cache: KVCache) -> fx.Node:
-        given = (*node.args[:_PLAIN], *_formats(cache))
+        given = (*node.args[:_PLAIN], *_formats(cache), *node.args[_PLAIN + 2 :])
         made = replace(node, torch.ops.specqd.cached_attention.default, given)
         node.graph.erase_node(node)  # it writes to a cache, so that nobody else dares to
         return made
@@ -97,13 +95,3 @@ class QuantizeKV(Pass):
 
 def _formats(cache: KVCache) -> tuple[str, ...]:
     return tuple(d if FORMATS[d].rounded else "" for d in (cache.key_dtype, cache.value_dtype))
-
-
-def _selected(program: Program) -> str | None:
-    if program.selections:
-        return "the observer of select-kv reads this cache too; put quantize-kv before select-kv"
-    return None
-
-
-def _cache(node: fx.Node) -> str:
-    return str(arguments(node)["cache_k"].target).removesuffix("_k")

@@ -9,18 +9,13 @@ import torch
 from torch import fx
 
 from specqd.errors import InputError
+from specqd.manifest import OBSERVER, Selection
 from specqd.passes.contract import Pass, Refusal
-from specqd.passes.match import arguments, calls
-from specqd.passes.rewrite import replace
-from specqd.program import OBSERVER, Entry, Program, Selection
+from specqd.passes.match import arguments, cache_of, calls
+from specqd.program import Entry, Program
 from specqd.selection import Budget, method
 
 __all__ = ["SelectKV"]
-
-_ARGUMENTS = (
-    "q", "k", "v", "cache_k", "cache_v", "positions", "scale", "layer", "window", "softcap", "sinks", "key_dtype",
-    "value_dtype",
-)  # fmt: skip
 
 ops = torch.ops.specqd
 
@@ -29,7 +24,7 @@ class SelectKV(Pass):
     """Say which positions stay in the cache, by what the latest queries attend to.
 
         target  ->  target, observer
-        cached_attention(q, ...)  ->  observed_cached_attention(q, ..., emphasis, kv_received)
+        cached_attention(q, ...)  ->  cached_attention(q, ..., kv_received)
 
     The observer is the target with attention that also says how much weight each slot gets; it takes the place of the
     target in one pass of `window` rows whenever something is to be selected: at the end of the prompt and each
@@ -41,7 +36,8 @@ class SelectKV(Pass):
     2. On a draft that shares the target's cache: the target keeps everything, and the draft attends to the selected
        blocks only. The output cannot change.
     3. Refused: an entry without a cache, layers with a sliding window (slots would no longer say how far a position is
-       away), a draft with a cache of its own, and an entry for which something is selected already.
+       away), a draft with a cache of its own, a program in which something is selected already, and an
+       entry named observer.
 
     Attributes:
         method: how to score: a name of `specqd.selection` whose methods need no more than what slots received.
@@ -117,16 +113,11 @@ class SelectKV(Pass):
 
     def _tokens(self, program: Program) -> int:
         """Return how many positions are kept."""
-        caches = program.caches.values()
-        capacity = min(cache.capacity for cache in caches)
-        if self.mb:
-            text = f"mb={self.mb}"
-        elif self.ratio:
-            text = f"ratio={self.ratio}"
-        else:
-            text = f"tokens={self.tokens or 1024}"
+        caches = [program.caches[name] for name in _caches(program.target)]
         of_position = sum(cache.bytes / cache.capacity for cache in caches)
-        tokens = Budget.parse(text).tokens(capacity, of_position)
+        unit = next((name for name in ("tokens", "mb", "ratio") if getattr(self, name)), "tokens")
+        budget = Budget.parse(f"{unit}={getattr(self, unit) or 1024}")
+        tokens = budget.tokens(min(cache.capacity for cache in caches), of_position)
         self._demand_tokens(tokens)
         return tokens
 
@@ -136,25 +127,23 @@ class SelectKV(Pass):
         return False
 
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
-        """Derive the observer, unless there is one, and declare the selection."""
+        """Derive the observer and declare the selection."""
         output = next(n for n in reversed(entry.graph.nodes) if n.op == "output")
         reason = self._unsuitable(program, entry)
         if reason:
             yield Refusal(output.name, reason)
             return
-        program.selections[entry.name] = Selection(
-            self.method,
-            self._options(),
-            self._tokens(program),
-            self.every,
-            self.window,
-            self.sinks,
-            self.recent,
+        program.selection = Selection(
+            entry=entry.name,
+            method=self.method,
+            options=self._options(),
+            tokens=self._tokens(program),
+            every=self.every,
+            window=self.window,
+            sinks=self.sinks,
+            recent=self.recent,
         )
-        if OBSERVER not in program.entries:
-            yield from _derive_observer(program)
-        else:
-            yield next(n for n in reversed(program.entries[OBSERVER].graph.nodes) if n.op == "output")
+        yield from _derive_observer(program)
 
     def _options(self) -> dict[str, str | int | float]:
         """Return the options that are the method's own."""
@@ -164,28 +153,35 @@ class SelectKV(Pass):
 
     def _unsuitable(self, program: Program, entry: Entry) -> str | None:
         attentions = [n for n in entry.graph.nodes if calls(n, ops.cached_attention)]
-        of_target = [n for n in program.target.graph.nodes if calls(n, ops.cached_attention)]
-        if not attentions or not of_target:
+        own, shared = _caches(entry), _caches(program.target)
+        if not own or not shared:
             return "it has no cache to select from; put insert-kv-cache first"
-        if program.selections:
-            done = next(iter(program.selections))
+        if program.selection:
+            done = program.selection.entry
             return f"something is selected for {done} already, and all tables follow that; select once"
+        if OBSERVER in program.entries:
+            return f"an entry is named {OBSERVER!r}, as the one that this pass derives; choose another name for it"
         windowed = [n.name for n in attentions if arguments(n)["window"]]
         if windowed:
             return (
                 f"{windowed[0]} attends to a sliding window, and slots of a selected cache do not say how far apart "
                 "positions are; such a model needs little cache as it is"
             )
-        shared = {str(n.args[3].target) for n in of_target}
-        if entry.name != program.chain[0] and not {str(n.args[3].target) for n in attentions} <= shared:
+        if not set(own) <= set(shared):
             return f"{entry.name} has a cache of its own; put share-kv first"
-        own = [name for name in program.caches if f"{name}_k" not in shared]
-        if entry.name == program.chain[0] and own:
+        others = [name for name in program.caches if name not in shared]
+        if entry.name == program.chain[0] and others:
             return (
-                f"the cache {own[0]} of a draft keeps every position and follows the same tables as the target's; "
+                f"the cache {others[0]} of a draft keeps every position and follows the same tables as the target's; "
                 "share the target's cache (share-kv), leave the draft out, or select for a draft only"
             )
         return None
+
+
+def _caches(entry: Entry) -> list[str]:
+    """Names of the caches that an entry attends to."""
+    reading = (n for n in entry.graph.nodes if calls(n, ops.cached_attention))
+    return list(dict.fromkeys(cache_of(node) for node in reading))
 
 
 def _derive_observer(program: Program) -> Iterator[fx.Node]:
@@ -193,14 +189,11 @@ def _derive_observer(program: Program) -> Iterator[fx.Node]:
     observer.name, observer.derived_from = OBSERVER, program.target.name
     program.entries[OBSERVER] = observer
     last = [n for n in observer.graph.nodes if n.op == "placeholder"][-1]
-    with observer.graph.inserting_after(last):
-        emphasis = last = observer.graph.placeholder("emphasis")
     received: dict[str, fx.Node] = {}
+    for name in _caches(observer):
+        with observer.graph.inserting_after(last):
+            received[name] = last = observer.graph.placeholder(f"{name}_received")
     for node in [n for n in observer.graph.nodes if calls(n, ops.cached_attention)]:
-        given = arguments(node)
-        cache = str(given["cache_k"].target).removesuffix("_k")
-        if cache not in received:
-            with observer.graph.inserting_after(last):
-                received[cache] = last = observer.graph.placeholder(f"{cache}_received")
-        args = (*(given[name] for name in _ARGUMENTS), emphasis, received[cache])
-        yield replace(node, ops.observed_cached_attention.default, args)
+        given = arguments(node) | {"received": received[cache_of(node)]}
+        node.args = tuple(given[argument.name] for argument in node.target._schema.arguments)
+        yield node

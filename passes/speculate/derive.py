@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import fx
 
 from specqd.errors import InputError
+from specqd.manifest import OBSERVER
 from specqd.passes.contract import Pass, Refusal
 from specqd.passes.rewrite import rename_placeholder
 from specqd.program import Entry, Program
@@ -40,6 +41,10 @@ class DeriveDraft(Pass):
     def __post_init__(self) -> None:
         """Check the name, which becomes part of placeholder names."""
         super().__post_init__()
+        if self.entry == OBSERVER:
+            raise InputError(
+                f"{self.name}: {OBSERVER!r} is the entry that select-kv derives; choose another name"
+            )
         if not self.entry.isidentifier():
             raise InputError(f"{self.name}: {self.entry!r} cannot name an entry; use letters, digits and _")
 

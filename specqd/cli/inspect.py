@@ -9,7 +9,7 @@ import typer
 
 from specqd.artifact import Manifest, open_artifact
 from specqd.cli.app import ArtifactDir, app
-from specqd.manifest import BLOCK, SelectionRecord
+from specqd.manifest import BLOCK, Selection
 
 __all__ = ["inspect"]
 
@@ -89,10 +89,10 @@ def _caches(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _selection(record: SelectionRecord) -> str:
-    options = ", ".join(f"{name} {value}" for name, value in record.options.items())
-    how = f"{record.method} ({options})" if options else record.method
-    return f"{record.tokens} positions for {record.entry} by {how}, every {record.every}"
+def _selection(selection: Selection) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in selection.options.items())
+    how = f"{selection.method} ({options})" if options else selection.method
+    return f"{selection.tokens} positions for {selection.entry} by {how}, every {selection.every}"
 
 
 def _memory(manifest: Manifest) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from specqd.errors import SpecqdError
+from specqd.manifest import OBSERVER
 from specqd.runtime.asking import Pass, Steps
 from specqd.runtime.cost_aware import PassCost
 from specqd.runtime.engine import Engine, Piece
@@ -143,8 +144,8 @@ class Batch:
         """Return the sequences whose wanted passes become one."""
         entry = max((one.wanted.entry for one in self._running), key=lambda entry: self._depth.get(entry, 0))
         asking = [one for one in self._running if one.wanted.entry == entry]
-        if entry not in self._depth:
-            return asking[:1]  # an observer, which looks at one sequence
+        if entry == OBSERVER:
+            return asking[:1]  # it looks at one sequence
         most = self._engine.rows(entry, every_row=True)[-1]
         if len(asking[0].wanted.tokens) > most:
             return asking[:1]  # a piece of a prompt

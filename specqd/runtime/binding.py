@@ -54,9 +54,9 @@ class Memory:
                 )
         needed.update(manifest.sizes("scratch"))
         self._buffers = {name: aligned(size) for name, size in needed.items()}
-        shapes = {name: arg.shape for name, arg in self._caches.items()}
-        self.copies_blocks = all(len(shape) == 2 for shape in shapes.values())
-        self._planes = [self._buffers[name].reshape(s[0], tables.pool, -1) for name, s in shapes.items()]
+        self._planes = [
+            self._buffers[name].reshape(arg.shape[0], tables.pool, -1) for name, arg in self._caches.items()
+        ]
 
     def copy_block(self, source: int, block: int) -> None:
         """Copy what all caches hold in a block to another one."""
@@ -102,8 +102,6 @@ def bind(function: Function, call: Callable[..., None], memory: Memory) -> Bound
     if missing:
         raise ArtifactError(f"function {function.symbol!r} takes no {missing.pop()}: compile it again")
     rows = len(by_kind["next"])
-    if "emphasis" in by_kind:
-        by_kind["emphasis"][:] = 1 / len(by_kind["emphasis"])  # what slots receive is the mean over the rows
     logits, sums = by_kind.get("logits"), by_kind.get("sums")
     return Bound(
         call=call,

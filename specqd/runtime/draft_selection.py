@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from specqd.manifest import BLOCK, Manifest, SelectionRecord
+from specqd.manifest import BLOCK, Manifest, Selection
 from specqd.runtime.blocks import BlockTables, blocks_for
-from specqd.selection import KVCrush, Method, Observed, method
+from specqd.runtime.observing import Observing
+from specqd.selection import KVCrush, Method, method
 
 __all__ = ["DraftSelection", "tables_size"]
 
 _MOST_ROWS = 128  # of a pass, which may come before the next selection
 
 
-def tables_size(manifest: Manifest, record: SelectionRecord) -> int:
+def tables_size(manifest: Manifest, selection: Selection) -> int:
     """Entries of a sequence's tables: how far they are apart, and for each plane what is missing, then blocks."""
-    return 1 + manifest.planes * _size(record)
+    return 1 + manifest.planes * _size(selection)
 
 
-def _size(record: SelectionRecord) -> int:
-    return 3 + blocks_for(record.tokens + record.every + _MOST_ROWS)
+def _size(selection: Selection) -> int:
+    return 3 + blocks_for(selection.tokens + selection.every + _MOST_ROWS)
 
 
 class DraftSelection:
@@ -29,14 +30,13 @@ class DraftSelection:
     single position of one takes as long to read as all 16.
     """
 
-    def __init__(self, manifest: Manifest, record: SelectionRecord, tables: BlockTables) -> None:
-        self.entry = record.entry
-        self._record, self._tables = record, tables
-        observed = manifest.sizes("cache", record.observer)
-        self._caches = [cache for name, cache in manifest.caches.items() if f"{name}_k" in observed]
+    def __init__(self, manifest: Manifest, selection: Selection, tables: BlockTables) -> None:
+        self.entry = selection.entry
+        self._selection, self._tables = selection, tables
+        self._observing = Observing(manifest, tables)
         self._planes = manifest.planes
-        self._size, self._each = _size(record), tables_size(manifest, record)
-        self._method = _of_pages(method(record.method, **record.options))
+        self._size, self._each = _size(selection), tables_size(manifest, selection)
+        self._method = _of_pages(method(selection.method, **selection.options))
         # Of each sequence: which text of it was selected from, blocks of the text in its tables, of those missing.
         self._state: dict[int, tuple[int, int, int]] = {}
 
@@ -59,15 +59,15 @@ class DraftSelection:
 
         It is float32 `[planes, >= length]`, the mean over the queries that were looked at.
         """
-        record, tables = self._record, self._tables
+        selection, tables = self._selection, self._tables
         blocks = blocks_for(length)
-        first, newest = blocks_for(record.sinks), max(0, length - record.recent) // BLOCK
-        count = record.tokens // BLOCK - first - (blocks - newest)
+        first, newest = blocks_for(selection.sinks), max(0, length - selection.recent) // BLOCK
+        count = selection.tokens // BLOCK - first - (blocks - newest)
         if count < 1 or newest - first <= count:
             self._state.pop(sequence, None)
             return
         main = np.array(tables.blocks(sequence)[:blocks], np.int32)
-        chosen = self._chosen(received[:, : newest * BLOCK], first, count)
+        chosen = self._chosen(sequence, received, first, newest, count)
         missing = newest - first - count
         mine = self._of(sequence)
         mine[:, 0] = missing * BLOCK
@@ -82,21 +82,17 @@ class DraftSelection:
         mine[0] = self._size
         return mine[1:].reshape(self._planes, self._size)
 
-    def _chosen(self, received: np.ndarray, first: int, count: int) -> np.ndarray:
-        """Return int32 `[planes, count]`: the blocks to keep beside the first and the newest, ascending."""
-        length = received.shape[1]
-        candidates = slice(first * BLOCK, length)
+    def _chosen(self, sequence: int, received: np.ndarray, first: int, newest: int, count: int) -> np.ndarray:
+        """Return int32 `[planes, count]`: the blocks between the first and the newest to keep, ascending."""
+        observing, slots = self._observing, np.arange(newest * BLOCK, dtype=np.int32)
+        stood = {name: np.broadcast_to(slots, (c.planes, len(slots))) for name, c in observing.caches.items()}
+        candidates = slice(first * BLOCK, newest * BLOCK)
         chosen = np.zeros((self._planes, count), np.int32)
-        for cache in self._caches:
-            positions = np.broadcast_to(np.arange(length, dtype=np.int32), (cache.kv_heads, length))
-            for layer in range(cache.layers):
-                at = slice(
-                    cache.first_plane + layer * cache.kv_heads,
-                    cache.first_plane + (layer + 1) * cache.kv_heads,
-                )
-                observed = Observed(positions, measured=received[at], layer=layer, layers=cache.layers)
-                slots = self._method.choose(observed, candidates, count * BLOCK)
-                chosen[at] = np.sort(slots.reshape(cache.kv_heads, count, BLOCK)[:, :, 0] // BLOCK, axis=1)
+        for name, here, observed in observing.layers(sequence, received, stood):
+            kept = self._method.choose(observed, candidates, count * BLOCK)
+            pages = np.sort(kept.reshape(len(kept), count, BLOCK)[:, :, 0] // BLOCK, axis=1)
+            chosen[observing.caches[name].first_plane :][here] = pages
+            observing.carry(sequence, name, self._method, observed)
         return chosen
 
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from specqd.artifact import Artifact, open_artifact
 from specqd.errors import InputError
-from specqd.manifest import BLOCK
+from specqd.manifest import BLOCK, OBSERVER
 from specqd.runtime.binding import Bound, Memory, bind
 from specqd.runtime.blocks import BlockTables, pool_size
 from specqd.runtime.cpu import demand_cpu
 from specqd.runtime.crowding import Crowding
+from specqd.runtime.draft_selection import DraftSelection
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
 from specqd.runtime.selecting import Schedule
@@ -66,13 +67,11 @@ class Engine:
         self.artifact = artifact
         self.manifest = manifest
         pool = pool_size(manifest, sequences, positions, cache_mb)
-        record = manifest.selection
         self.tables = BlockTables(sequences, manifest.capacity, pool, sequences * tables_size(manifest))
         self._slots = min(manifest.capacity, pool * BLOCK)
         self.capacity = (manifest.max_positions or sys.maxsize) if drops(manifest) else self._slots
         self.vocab_size = manifest.vocab_size
         self._levels = {name: manifest.level(name) for name in {f.entry for f in manifest.functions}}
-        self._observer = record.observer if record else ""
         self._caches = {name: frozenset(manifest.sizes("cache", name)) for name in self.entries}
         self.threads = threads or available_cpus()
         self._choice = ThreadChoice(self.threads, Crowding())
@@ -81,7 +80,7 @@ class Engine:
         self.find = load_functions(artifact.library, self.threads)
         self.memory = Memory(manifest, read_weights(artifact.weights), self.tables)
         # What is moved within a cache is no longer the text that others know.
-        self.prefix_sharing = prefix_sharing and self.memory.copies_blocks and not drops(manifest)
+        self.prefix_sharing = prefix_sharing and not drops(manifest)
         self._selection = selection_of(manifest, self.tables, self.memory, self.find)
         self._bound = {
             (f.entry, f.rows): bind(f, self.find(f.symbol), self.memory) for f in manifest.functions
@@ -136,12 +135,12 @@ class Engine:
     @property
     def entries(self) -> tuple[str, ...]:
         """Names of the compiled entries that can be levels of a plan."""
-        return tuple(dict.fromkeys(f.entry for f in self.manifest.functions if f.entry != self._observer))
+        return tuple(dict.fromkeys(f.entry for f in self.manifest.functions if f.entry != OBSERVER))
 
     def schedule(self) -> Schedule | None:
         """When to select positions of a new text; None if that is never done."""
-        record = self.manifest.selection
-        return Schedule(record, self._slots, drops(self.manifest)) if record else None
+        selection = self.manifest.selection
+        return Schedule(selection, self._slots, drops(self.manifest)) if selection else None
 
     def slots(self, positions: int) -> int:
         """Most positions that the caches ever hold of a text of so many."""
@@ -204,14 +203,15 @@ class Engine:
         taken = time.perf_counter() - began
         self.seconds += taken
         self._choice.report(key, threads, taken)
-        if entry == self._observer:
+        if entry == OBSERVER:
             self._select(bound, pieces[0])
         return bound.output
 
     def _begin(self, entry: str, sequence: int, end: int) -> int:
         """Where the tables begin by which an entry finds the sequence's positions, up to `end`."""
         selection = self._selection
-        own = selection.begin(sequence, end) if selection and entry == selection.entry else None
+        drafts = isinstance(selection, DraftSelection) and entry == selection.entry
+        own = selection.begin(sequence, end) if drafts else None
         return self.tables.begin(sequence) if own is None else own
 
     def _select(self, bound: Bound, piece: Piece) -> None:

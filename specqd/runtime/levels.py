@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from specqd.manifest import OBSERVER
 from specqd.runtime.asking import Alone, Asked, Entries, Level, LevelStats, Pass, Place, Round, Steps
 from specqd.runtime.choosing import Choice, Chooser
 from specqd.runtime.drafting import DraftLength
@@ -121,12 +122,12 @@ class Verifier:
     def _observe(self, text: list[int]) -> Steps[Output]:
         """Feed the text up to where a selection is due, the last rows by the observer; return what it says."""
         assert self.schedule is not None
-        due, record = self.schedule.due, self.schedule.record
-        start = max(0, due - record.window)
+        due = self.schedule.due
+        start = max(0, due - self.schedule.selection.window)
         if self.fed < start:
             yield from self._fill(text, start)
         # What was fed before is fed again: the same bits, but now its attention is told.
-        output = yield Pass(record.observer, text[start:due], start)
+        output = yield Pass(OBSERVER, text[start:due], start)
         self.fed = due
         self.schedule.done()
         return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specqd.manifest import SelectionRecord
+from specqd.manifest import Selection
 
 __all__ = ["Schedule"]
 
@@ -17,7 +17,7 @@ class Schedule:
     not in the cache any more, which has `slots`; all of them are, if the selection is a draft's.
     """
 
-    record: SelectionRecord
+    selection: Selection
     slots: int
     drops: bool
     due: int = field(init=False)
@@ -25,7 +25,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Let the first selection come when there is enough to select from."""
-        self.due = self.record.tokens + self.record.every
+        self.due = self.selection.tokens + self.selection.every
 
     def begin(self, length: int) -> None:
         """Say that a prompt has `length` positions.
@@ -34,11 +34,11 @@ class Schedule:
         """
         if self.drops and length - self.dropped > self.slots:
             self.due = self.dropped + self.slots
-        elif length - self.dropped > self.record.tokens:
+        elif length - self.dropped > self.selection.tokens:
             self.due = length
 
     def done(self) -> None:
         """Say that the selection was made; the next is due `every` positions later."""
         if self.drops:
-            self.dropped = self.due - min(self.record.tokens, self.due - self.dropped)
-        self.due += self.record.every
+            self.dropped = self.due - min(self.selection.tokens, self.due - self.dropped)
+        self.due += self.selection.every

@@ -22,8 +22,8 @@ def drops(manifest: Manifest) -> bool:
 
 def tables_size(manifest: Manifest) -> int:
     """Entries that a sequence needs for tables beside its own."""
-    record = manifest.selection
-    return 0 if record is None or drops(manifest) else draft_selection.tables_size(manifest, record)
+    selection = manifest.selection
+    return 0 if selection is None or drops(manifest) else draft_selection.tables_size(manifest, selection)
 
 
 def selection_of(
@@ -34,15 +34,15 @@ def selection_of(
     Raises:
         InputError: the cache is too small for what is kept and what comes until the next selection.
     """
-    record, slots = manifest.selection, min(manifest.capacity, tables.pool * BLOCK)
-    if record is None:
+    selection, slots = manifest.selection, min(manifest.capacity, tables.pool * BLOCK)
+    if selection is None:
         return None
     if not drops(manifest):
-        return DraftSelection(manifest, record, tables)
-    if slots < record.tokens + record.every:
+        return DraftSelection(manifest, selection, tables)
+    if slots < selection.tokens + selection.every:
         raise InputError(
-            f"the cache holds {slots} positions, and the artifact selects {record.tokens} of "
-            f"{record.tokens + record.every}: load it with more `cache_tokens`, or compile with a larger `--context` "
-            "or a smaller `every`"
+            f"the cache holds {slots} positions, and the artifact selects {selection.tokens} of "
+            f"{selection.tokens + selection.every}: load it with more `cache_tokens`, or compile with a larger "
+            "`--context` or a smaller `every`"
         )
-    return TargetSelection(manifest, record, tables, memory, find)
+    return TargetSelection(manifest, selection, tables, memory, find)
