@@ -85,8 +85,7 @@ def run(program: Program, entry: Entry, *given: Any, caches: dict[str, torch.Ten
         InputError: a tensor is not what the module's input takes.
     """
     if entry.of_language_model:
-        named = {} if caches is None else {"caches": caches}
-        given = tuple(_for_language_model(program, entry, *given, **named))
+        given = tuple(_for_language_model(program, entry, given, caches))
     else:
         demand_fitting(entry, given)
     with torch.no_grad():
@@ -94,14 +93,10 @@ def run(program: Program, entry: Entry, *given: Any, caches: dict[str, torch.Ten
 
 
 def _for_language_model(
-    program: Program,
-    entry: Entry,
-    tokens: torch.Tensor,
-    positions: torch.Tensor | None = None,
-    caches: dict[str, torch.Tensor] | None = None,
+    program: Program, entry: Entry, given: Sequence[Any], caches: dict[str, torch.Tensor] | None
 ) -> list[Any]:
-    if positions is None:
-        positions = torch.arange(tokens.shape[1])[None]
+    tokens = given[0]
+    positions = given[1] if len(given) > 1 else torch.arange(tokens.shape[1])[None]
     return inputs(entry, tokens, positions, new_caches(program) if caches is None else caches)
 
 

@@ -210,8 +210,9 @@ class Engine:
     def _begin(self, entry: str, sequence: int, end: int) -> int:
         """Where the tables begin by which an entry finds the sequence's positions, up to `end`."""
         selection = self._selection
-        drafts = isinstance(selection, DraftSelection) and entry == selection.entry
-        own = selection.begin(sequence, end) if drafts else None
+        own = None
+        if isinstance(selection, DraftSelection) and entry == selection.entry:
+            own = selection.begin(sequence, end)
         return self.tables.begin(sequence) if own is None else own
 
     def _select(self, bound: Bound, piece: Piece) -> None:
