@@ -72,8 +72,8 @@ class Coupled:
         for i in range(len(drafts) + 1):
             # Up to here the drafts are what was picked, so they are the text that the penalty is about.
             seen = [*text, *(one.token for one in new)] if self._sampling.looks_back else ()
-            p = self._sampling.distribution(output.row(first + i), seen)
-            new.append(Choice(self._noise.pick(p, len(text) + i)))
+            tokens, weights = self._sampling.weights(output.row(first + i), seen)
+            new.append(Choice(self._noise.pick(weights, len(text) + i, tokens)))
             if i < len(drafts) and drafts[i].token != new[-1].token:
                 break
         return new

@@ -10,13 +10,18 @@ __all__ = ["CostAwareLength", "PassCost"]
 
 
 class PassCost:
-    """Seconds of a pass as a line over its rows, fitted by least squares to recent passes, old ones fading."""
+    """Seconds of a pass as a line over its rows, fitted by least squares to recent passes, old ones fading.
+
+    `row`: seconds that one row more costs, infinite before the first pass.
+    """
 
     _MEMORY = 0.97  # weight of a pass after each further one
     _FLATTEST, _USUAL, _STEEPEST = 0.005, 0.04, 1.0  # bounds of a row's cost over that of a pass of one row
 
     def __init__(self) -> None:
         self._sums = [0.0] * 5  # of 1, rows, seconds, rows^2, rows * seconds
+        self._rows, self._seconds = 0.0, math.inf  # means
+        self.row = math.inf
 
     def learn(self, rows: int, seconds: float) -> None:
         """Take a pass; one that took far longer than expected was interrupted, and is not believed."""
@@ -24,31 +29,25 @@ class PassCost:
             seconds = min(seconds, 1.5 * self.of(rows))
         terms = (1, rows, seconds, rows * rows, rows * seconds)
         self._sums = [self._MEMORY * past + term for past, term in zip(self._sums, terms, strict=True)]
+        self._fit()
 
-    @property
-    def row(self) -> float:
-        """Seconds that one row more costs."""
-        rows, seconds, rows2, product = self._means()
+    def of(self, rows: int) -> float:
+        """Seconds of a pass of so many rows; infinite before the first pass."""
+        return self._seconds + self.row * (rows - self._rows) if self._sums[0] else math.inf
+
+    def _fit(self) -> None:
+        count, *sums = self._sums
+        rows, seconds, rows2, product = (total / count for total in sums)
         spread = rows2 - rows**2
 
         def of_first(share: float) -> float:
             """The slope that is this share of the line's value at one row."""
             return seconds * share / (1 + share * (rows - 1))
 
-        if spread < 0.1:
-            return of_first(self._USUAL)
-        slope = (product - rows * seconds) / spread
-        return min(max(slope, of_first(self._FLATTEST)), of_first(self._STEEPEST))
-
-    def of(self, rows: int) -> float:
-        """Seconds of a pass of so many rows; infinite before the first pass."""
-        if not self._sums[0]:
-            return math.inf
-        mean_rows, seconds, *_ = self._means()
-        return seconds + self.row * (rows - mean_rows)
-
-    def _means(self) -> list[float]:
-        return [total / self._sums[0] for total in self._sums[1:]]
+        self._rows, self._seconds, self.row = rows, seconds, of_first(self._USUAL)
+        if spread >= 0.1:
+            slope = (product - rows * seconds) / spread
+            self.row = min(max(slope, of_first(self._FLATTEST)), of_first(self._STEEPEST))
 
 
 class CostAwareLength:

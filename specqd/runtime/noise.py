@@ -29,22 +29,28 @@ class Noise:
     def __init__(self, seed: int | None) -> None:
         self._begin = _mixed((secrets.randbits(64) if seed is None else seed) + _STEP)
 
-    def pick(self, distribution: np.ndarray, position: int) -> int:
-        """Return a token, distributed as `distribution` (float64 `[vocab]`) over seeds and over positions.
+    def pick(self, weights: np.ndarray, position: int, tokens: np.ndarray | None = None) -> int:
+        """Return one of `tokens`, by default 0, 1, ..., with chances in proportion to `weights`, float, 0 or more.
 
         It is the argmax of log p + g with Gumbel noise g. Tokens that are rarer than 2^-14 compete as one with the sum
         of their probabilities, since most are of a large vocabulary and few are ever picked; if that one wins, they
         compete among themselves.
         """
         begin = _mixed(self._begin + (position + 1) * _STEP)
-        likely = np.flatnonzero(distribution > _RARE)
-        p = distribution[likely]
-        chosen, race = _first(likely, p, begin) if len(likely) else (-1, math.inf)
+        total = float(weights.sum())
+        rare = _RARE * total
+
+        def first(places: np.ndarray, p: np.ndarray) -> tuple[int, float]:
+            return _first(places if tokens is None else tokens[places], p, begin)
+
+        likely = np.flatnonzero(weights > rare)
+        p = weights[likely] / np.float64(total)
+        chosen, race = first(likely, p) if len(likely) else (-1, math.inf)
         rest = 1.0 - float(p.sum())
         if rest > 0 and -math.log1p(-_uniform(_mixed(begin))) < race * rest:
-            rare = np.flatnonzero((distribution > 0) & (distribution <= _RARE))
-            if len(rare):
-                chosen, _ = _first(rare, distribution[rare], begin)
+            places = np.flatnonzero((weights > 0) & (weights <= rare))
+            if len(places):
+                chosen, _ = first(places, weights[places] / np.float64(total))
         return chosen
 
 

@@ -76,9 +76,22 @@ class Sampling:
         return self.repetition_penalty != 1
 
     def distribution(self, logits: np.ndarray, history: Sequence[int] = ()) -> np.ndarray:
-        """Return the probabilities, float64 `[vocab]`, of the token after the text `history`.
+        """Return the probabilities, float64 `[vocab]`, of the token after the text `history`; see `weights`."""
+        tokens, weights = self.weights(logits, history)
+        p = weights.astype(np.float64)
+        p /= p.sum()
+        if tokens is None:
+            return p
+        probabilities = np.zeros(len(logits))
+        probabilities[tokens] = p
+        return probabilities
 
-        `logits` are float32 `[vocab]`; -inf excludes a token.
+    def weights(
+        self, logits: np.ndarray, history: Sequence[int] = ()
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """Return which tokens may follow the text `history`, None for all, and in proportion how likely each is.
+
+        `logits` are float32 `[vocab]`, -inf excludes a token; weights are float32, at most 1.
 
         Raises:
             InputError: a logit is NaN or +inf, or all are -inf.
@@ -90,29 +103,20 @@ class Sampling:
                 f"cannot sample from logits whose largest is {top}: the weights or the input are broken"
             )
         if self.greedy:
-            certain = np.zeros(len(scores))
-            certain[scores.argmax()] = 1.0
-            return certain
+            return np.array([scores.argmax()]), np.ones(1, np.float32)
         kept = None
         if 0 < self.top_k < len(scores):
             kept = _largest(scores, int(self.top_k))
             scores = scores[kept]
         scores = scores - top
         scores /= self._temperature32
-        weights = np.exp(scores, out=scores).astype(np.float64)
-        weights /= weights.sum()
+        weights = np.exp(scores, out=scores)
         if self.top_p < 1:
             head = _head(weights, 1 - self.top_p)
             kept, weights = head if kept is None else kept[head], weights[head]
         if self.min_p > 0:
-            weights[weights < self.min_p * weights.max()] = 0.0
-        if self.top_p < 1 or self.min_p > 0:
-            weights /= weights.sum()
-        if kept is None:
-            return weights
-        probabilities = np.zeros(len(logits))
-        probabilities[kept] = weights
-        return probabilities
+            weights[weights < self.min_p * float(weights.max())] = 0.0
+        return kept, weights
 
     @property
     def _temperature32(self) -> float:
@@ -140,12 +144,13 @@ def _largest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _head(weights: np.ndarray, mass: float) -> np.ndarray:
-    """Return the indices of all weights but the smallest that have at most `mass` together; the largest always.
+    """Return the indices of all weights but the smallest that have at most the share `mass` together.
 
-    `weights`, float64, sum to 1. Of equal ones the first go first.
+    The largest is always among them; of equal ones the first go first.
     """
-    large = np.flatnonzero(weights > mass / len(weights))
-    weights = weights[large]
+    total = float(weights.sum())
+    large = np.flatnonzero(weights > mass / len(weights) * total)
+    weights = weights[large] / np.float64(total)
     # Exponent and four bits of mantissa order weights by size; only those of the bin where the border lies are sorted.
     bins = weights.view(np.int64) >> 48
     bins -= bins.min()
