@@ -72,6 +72,26 @@ def test_generate_prints_the_same_text_with_and_without_draft(capsys, toy: Path)
         assert (code, out, err) == (0, expected.text + "\n", "")
 
 
+def test_the_help_of_generate_shows_each_option_whole_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, "generate", "--help")
+    assert "--explain-speculation" in out
+    assert "\u2026" not in out
+
+
+def test_a_budget_for_the_caches_limits_the_prompt(capsys, toy: Path):
+    code, out, err = run(capsys, "generate", str(toy), "-p", "ab", "--cache-mb", "1e-9")
+    assert (code, out) == (2, "")
+    assert "1e-09 MB holds not even a block of 16 tokens" in err
+    two_blocks = 2 * float(err.split("takes ")[1].split(" MB")[0])
+    for letters, expected in ((20, 0), (40, 2)):
+        code, _, err = run(
+            capsys, "generate", str(toy), "-p", "a" * letters, "--raw", "--cache-mb", str(two_blocks)
+        )
+        assert code == expected
+    assert "the prompt has 40 tokens and the cache holds 32" in err
+
+
 def test_stats_go_to_standard_error(capsys, toy: Path):
     code, _, err = run(capsys, "generate", str(toy), "-p", "ab", "-n", "9", "--stats", "--raw")
     assert code == 0

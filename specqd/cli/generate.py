@@ -32,10 +32,9 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")
     ] = False,
-    speculate: Annotated[
-        bool,
-        typer.Option("--speculate/--no-speculate", help="Draft tokens; the text is the same either way."),
-    ] = True,
+    plainly: Annotated[
+        bool, typer.Option("--no-speculate", help="Draft nothing; the text is the same either way.")
+    ] = False,
     draft_length: Annotated[
         int | None,
         typer.Option(metavar="N", help="Let the draft alone draft, N tokens a round.", show_default=False),
@@ -119,7 +118,7 @@ def generate(
         pieces = model.stream(
             text,
             new_tokens,
-            speculate=speculate,
+            speculate=not plainly,
             draft_length=draft_length,
             plan=plan,
             raw=raw,
