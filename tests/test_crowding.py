@@ -106,6 +106,30 @@ def test_a_neighbour_is_made_room_for_at_once_and_left_alone(machine: Machine) -
     assert {step(choice, machine, others=1.0) for _ in range(300)} == {1}
 
 
+def test_a_neighbour_that_was_there_before_has_its_place_from_the_first_step_on(machine: Machine) -> None:
+    choice = ThreadChoice(2, Crowding(machine.stat))
+    machine.run(0.3, 0.3, (0.0, 0.0))  # loading takes one of two CPUs, a neighbour the other
+    assert {step(choice, machine, others=1.0) for _ in range(300)} == {1}
+    assert [step(choice, machine) for _ in range(100)][-20:].count(2) >= 18
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.01])
+def test_without_a_neighbour_all_threads_begin(machine: Machine, seconds: float) -> None:
+    """Also if loading was too quick to tell."""
+    crowd = Crowding(machine.stat)
+    machine.run(seconds, seconds / 2, (seconds, 0.4 * seconds))
+    assert ThreadChoice(2, crowd).pick("step") == 2
+
+
+def test_a_cpu_that_waits_for_a_disk_is_idle(machine: Machine) -> None:
+    crowd = Crowding(machine.stat)
+    machine.now += 100
+    machine.used += 1
+    waited = machine.stat.read_text().replace(" 3 0 0 0 0 0", f" {3 + 99 * TICKS} 0 0 0 0 0")
+    machine.stat.write_text(waited)
+    assert crowd.others() == pytest.approx(0.01)
+
+
 def test_threads_come_back_when_the_neighbour_has_gone(machine: Machine) -> None:
     choice = ThreadChoice(2, Crowding(machine.stat))
     for others in [0.0] * 20 + [0.5] * 3 + [1.0] * 50:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["Crowding"]
 
-_IDLE = 4  # column of "cpuN" lines in /proc/stat, see proc(5)
+_IDLE = slice(4, 6)  # columns of "cpuN" lines in /proc/stat: idle, and waiting for a disk; see proc(5)
 
 
 class Crowding:
@@ -21,13 +21,24 @@ class Crowding:
 
     WINDOW = 0.005
     PERIOD = 0.1  # seconds between two readings of what is idle: the kernel counts in hundredths
+    SOON = 0.05
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
         self._stat = stat
         self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         self._began = self._used = self._passed = self._asked = 0.0
         self._read, self._counted = -math.inf, self._idle_ticks()
+        self._first = time.perf_counter(), time.process_time(), self._counted
         self._idle = 0.0
+
+    def others(self) -> float:
+        """Return how many of this process's CPUs others had since this was made; 0 if that is not known yet."""
+        since, used, counted = self._first
+        passed = time.perf_counter() - since
+        if counted is None or passed < self.SOON:
+            return 0.0
+        idle = ((self._idle_ticks() or 0) - counted) / os.sysconf("SC_CLK_TCK")
+        return len(self._cpus) - (idle + time.process_time() - used) / passed
 
     def begin(self) -> None:
         """Note that a step begins."""
@@ -66,4 +77,4 @@ class Crowding:
         except OSError:
             return None
         of_cpus = (line.split() for line in lines if line.startswith("cpu") and line[3:4].isdigit())
-        return sum(int(fields[_IDLE]) for fields in of_cpus if int(fields[0][3:]) in self._cpus)
+        return sum(sum(map(int, fields[_IDLE])) for fields in of_cpus if int(fields[0][3:]) in self._cpus)

@@ -76,8 +76,8 @@ class ThreadChoice:
     clearly faster the last time. A neighbour comes and goes for all kinds: what one of them finds strikingly
     faster all take over, what it finds faster they try at once, and what it finds slow they expect to be slow.
 
-    With `crowding`, a neighbour that takes CPU time from the steps is made room for at once, and no more threads are
-    tried until CPUs are idle again.
+    With `crowding`, a neighbour that takes CPU time from the steps is made room for at once, one that was there before
+    from the first step on, and no more threads are tried until CPUs are idle again.
     """
 
     BUDGET = 0.005
@@ -103,6 +103,8 @@ class ThreadChoice:
         """Return the thread count for the next step of this kind; follow it with `report`."""
         if len(self.counts) == 1:
             return self.counts[0]
+        if not self._kinds and self._crowding and self._crowding.others() > self.LOST:
+            self._give_way(self.counts[0])
         if key not in self._kinds:
             self._kinds[key] = _Kind(self.counts, self._latest)
         kind = self._kinds[key]
