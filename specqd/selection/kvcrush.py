@@ -77,23 +77,18 @@ class KVCrush(Method):
         page = self.page
         whole = scores[:, : scores.shape[1] // page * page].reshape(len(scores), -1, page)
         proxies = int(self.share * count) // page
-        important = best(whole.sum(axis=-1), count // page - proxies)
+        pages = best(whole.sum(axis=-1), count // page - proxies)
         if proxies:
             codes = head_codes(scores, page)
             distances = hamming(codes, self._anchor(codes, observed.layer))
-        else:
-            distances = np.zeros(whole.shape[1], np.int32)  # nobody looks at them
-        chosen = np.empty((len(scores), count), np.int32)
-        for head, own in enumerate(important):
-            # Each head has kept others: a page that it took twice would count twice in its softmax.
-            rest = np.delete(np.arange(whole.shape[1]), own)
-            ordered = rest[np.argsort(distances[rest], kind="stable")]
-            pages = np.append(own, ordered[_evenly(len(ordered), proxies)])
-            tokens = (pages[:, None] * page + np.arange(page)).ravel()
-            single = np.delete(np.arange(scores.shape[1]), tokens)
-            last = single[best(scores[head : head + 1, single], count - len(tokens))[0]]
-            chosen[head] = np.append(tokens, last)
-        return chosen + np.int32(candidates.start)
+            pages = np.array([np.append(own, _proxies(distances, own, proxies)) for own in pages])
+        tokens = (pages[:, :, None] * page + np.arange(page)).reshape(len(scores), -1)
+        left = count - tokens.shape[1]
+        if left:
+            rest = [np.delete(np.arange(scores.shape[1]), own) for own in tokens]
+            single = [one[best(own[None, one], left)[0]] for own, one in zip(scores, rest, strict=True)]
+            tokens = np.append(tokens, single, axis=1)
+        return (tokens + candidates.start).astype(np.int32)
 
     def _anchor(self, codes: Bits, layer: int) -> Bits:
         width = codes.shape[1]
@@ -126,6 +121,14 @@ def hamming(codes: Bits, anchor: Bits) -> Ints:
     """Return int32 [N]: in how many of their bits the codes [N, bits] differ from the anchor [bits]."""
     differing = np.packbits(codes, axis=1) ^ np.packbits(anchor)
     return np.bitwise_count(differing).sum(axis=1, dtype=np.int32)
+
+
+def _proxies(distances: Ints, own: Ints, count: int) -> Ints:
+    """Return `count` of the pages that a head has not kept itself, evenly spaced in their order by distance."""
+    # A page that it took twice would count twice in its softmax.
+    rest = np.delete(np.arange(len(distances), dtype=np.int32), own)
+    ordered = rest[np.argsort(distances[rest], kind="stable")]
+    return ordered[_evenly(len(ordered), count)]
 
 
 def _evenly(length: int, count: int) -> npt.NDArray[np.int64]:

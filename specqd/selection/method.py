@@ -55,8 +55,15 @@ class Method(ABC):
 
 
 def best(scores: Floats, count: int) -> Ints:
-    """Return int32 [rows, count]: the places of the largest scores of each row; of equal ones the first."""
-    return np.argsort(-scores, axis=-1, kind="stable")[:, :count].astype(np.int32)
+    """Return int32 [rows, count], ascending: the places of the largest scores of each row; of equal ones the first."""
+    rows, size = scores.shape
+    if not 0 < count < size:
+        return np.tile(np.arange(min(count, size), dtype=np.int32), (rows, 1))
+    least = np.partition(scores, size - count, axis=1)[:, size - count, None]
+    above, equal = scores > least, scores == least
+    missing = count - above.sum(axis=1, keepdims=True)
+    chosen = above | (equal & (equal.cumsum(axis=1) <= missing))
+    return np.nonzero(chosen)[1].reshape(rows, count).astype(np.int32)
 
 
 def method(name: str, **options: Any) -> Method:

@@ -45,5 +45,9 @@ class SnapKV(Method):
 def pooled(scores: Floats, kernel: int, pooling: Literal["mean", "max"]) -> Floats:
     """Pool float32 [rows, T] over `kernel` neighbours, with zeros beyond the ends."""
     padded = np.pad(scores, ((0, 0), (kernel // 2, kernel // 2)))
-    neighbours = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=-1)
-    return neighbours.mean(axis=-1) if pooling == "mean" else neighbours.max(axis=-1)
+    # A sweep for each neighbour is several times as fast as a reduction over a short last axis.
+    out = np.zeros_like(scores) if pooling == "mean" else scores.copy()
+    for place in range(kernel):
+        shifted = padded[:, place : place + scores.shape[1]]
+        (np.add if pooling == "mean" else np.maximum)(out, shifted, out=out)
+    return out / np.float32(kernel) if pooling == "mean" else out
