@@ -118,6 +118,7 @@ class Selection(_Record):
     method: str
     options: dict[str, str | int | float]
     tokens: int
+    above: int
     every: int
     window: int
     sinks: int

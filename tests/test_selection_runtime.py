@@ -27,7 +27,7 @@ from specqd.runtime.engine import Engine
 from specqd.runtime.model import Model
 from specqd.selection import Observed, keep, method
 
-SIZES = "tokens=64,every=32,sinks=2,recent=16"
+SIZES = "tokens=64,above=64,every=32,sinks=2,recent=16"
 PLANS = (
     "target <- draft@fixed:3",
     "target <- draft@fixed:5 <- suffix:2@fixed:3",
@@ -274,6 +274,7 @@ def capture_llama() -> specqd.Program:
         ("tokens=200,ratio=0.5", "give one of them"),
         ("ratio=1.0", "a ratio below 1"),
         ("every=0", "1 or more of the rest"),
+        ("above=-1", "0 or more sinks and above"),
     ],
 )
 def test_impossible_options_are_refused(options: str, why: str) -> None:
@@ -287,6 +288,20 @@ def test_impossible_options_are_refused(options: str, why: str) -> None:
 def test_budgets_are_tokens_megabytes_or_a_part_of_the_capacity(options: str, tokens: int) -> None:
     program = Pipeline.parse(f"draft: select-kv{{{options}}}" if options else "draft: select-kv")(llama())
     assert program.selection.tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("step", "above"),
+    [
+        ("draft: select-kv{tokens=100}", 400),
+        ("draft: select-kv{tokens=100,above=150}", 150),
+        ("draft: select-kv{tokens=100,above=5}", 100),
+    ],
+)
+def test_by_default_a_draft_sees_four_times_what_it_keeps(step: str, above: int) -> None:
+    program = Pipeline.parse(f"{default_pipeline(168)}, {step}")(capture_llama())
+    assert program.selection is not None
+    assert program.selection.above == above
 
 
 def test_a_budget_of_too_few_megabytes_is_refused() -> None:

@@ -49,6 +49,8 @@ class SelectKV(Pass):
             says, or 1024.
         mb: megabytes (10^6 bytes) that the target's caches may take for what is kept.
         ratio: part of the cache's capacity that is not kept, from 0 to below 1.
+        above: texts of no more positions are left whole; 0: four times what a draft keeps, since a selection costs more
+            than reading that, and no more than what the target keeps.
         every: positions that come until the next selection.
         window: latest queries that are looked at, rows of the observer.
         sinks: first positions, always kept.
@@ -66,6 +68,7 @@ class SelectKV(Pass):
     tokens: int = 0
     mb: float = 0.0
     ratio: float = 0.0
+    above: int = 0
     every: int = 256
     window: int = 16
     sinks: int = 4
@@ -74,11 +77,11 @@ class SelectKV(Pass):
     def __post_init__(self) -> None:
         """Check the sizes."""
         super().__post_init__()
-        if self.sinks < 0 or min(self.every, self.window) < 1 or self.recent < self.window:
+        if min(self.sinks, self.above) < 0 or min(self.every, self.window) < 1 or self.recent < self.window:
             raise InputError(
                 f"{self.name}: {self.sinks} sinks, {self.recent} recent positions, a window of {self.window} and a "
-                f"selection every {self.every}: give 0 or more sinks, 1 or more of the rest, and at least the window "
-                "as recent"
+                f"selection every {self.every} above {self.above}: give 0 or more sinks and above, 1 or more of the "
+                "rest, and at least the window as recent"
             )
         given = [name for name in ("tokens", "mb", "ratio") if getattr(self, name)]
         if len(given) > 1 or min(self.tokens, self.mb, self.ratio) < 0 or self.ratio >= 1:
@@ -133,11 +136,13 @@ class SelectKV(Pass):
         if reason:
             yield Refusal(output.name, reason)
             return
+        tokens = self._tokens(program)
         program.selection = Selection(
             entry=entry.name,
             method=self.method,
             options=self._options(),
-            tokens=self._tokens(program),
+            tokens=tokens,
+            above=max(tokens, self.above or tokens * (1 if entry.name == program.chain[0] else 4)),
             every=self.every,
             window=self.window,
             sinks=self.sinks,

@@ -24,8 +24,10 @@ class Schedule:
     dropped: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        """Let the first selection come when there is enough to select from."""
-        self.due = self.selection.tokens + self.selection.every
+        """Let the first selection come when there is enough to select from, or no room for more."""
+        self.due = max(self.selection.tokens + self.selection.every, self.selection.above + 1)
+        if self.drops:
+            self.due = min(self.due, self.slots)
 
     def begin(self, length: int) -> None:
         """Say that a prompt has `length` positions.
@@ -34,7 +36,7 @@ class Schedule:
         """
         if self.drops and length - self.dropped > self.slots:
             self.due = self.dropped + self.slots
-        elif length - self.dropped > self.selection.tokens:
+        elif length - self.dropped > self.selection.above:
             self.due = length
 
     def done(self) -> None:
