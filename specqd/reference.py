@@ -78,14 +78,15 @@ def run(program: Program, entry: Entry, *given: Any, caches: dict[str, torch.Ten
     """Return what an entry computes.
 
     Of a language model: float32 logits `[1, S, vocab]` for `tokens` int64 `[1, S]`, then optionally `positions` (0..S-1
-    by default); `caches` by name (by default fresh ones) are updated in place. Of any other module: its output,
-    or a tuple of several, for tensors in the order of `entry.inputs`.
+    by default) and `caches` by name (by default fresh ones), which are updated in place. Of any other module: its
+    output, or a tuple of several, for tensors in the order of `entry.inputs`.
 
     Raises:
         InputError: a tensor is not what the module's input takes.
     """
     if entry.of_language_model:
-        given = tuple(_for_language_model(program, entry, given, caches))
+        tokens, positions, held = (*given, None, None)[: max(3, len(given))]
+        given = tuple(_for_language_model(program, entry, tokens, positions, caches or held))
     else:
         demand_fitting(entry, given)
     with torch.no_grad():
@@ -93,10 +94,14 @@ def run(program: Program, entry: Entry, *given: Any, caches: dict[str, torch.Ten
 
 
 def _for_language_model(
-    program: Program, entry: Entry, given: Sequence[Any], caches: dict[str, torch.Tensor] | None
+    program: Program,
+    entry: Entry,
+    tokens: torch.Tensor,
+    positions: torch.Tensor | None,
+    caches: dict[str, torch.Tensor] | None,
 ) -> list[Any]:
-    tokens = given[0]
-    positions = given[1] if len(given) > 1 else torch.arange(tokens.shape[1])[None]
+    if positions is None:
+        positions = torch.arange(tokens.shape[1])[None]
     return inputs(entry, tokens, positions, new_caches(program) if caches is None else caches)
 
 
