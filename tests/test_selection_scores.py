@@ -124,7 +124,7 @@ def test_max_pooling():
 def test_redundancy_does_not_depend_on_how_the_matrix_is_cut(monkeypatch):
     seen = observed(LENGTH)
     whole = method("r-kv").score(seen)
-    monkeypatch.setattr("specqd.selection.r_kv._ROWS", 16)
+    monkeypatch.setattr("specqd.selection.r_kv._COLUMNS", (4, 16))
     np.testing.assert_allclose(method("r-kv").score(seen), whole, **TOLERANCE)
 
 
