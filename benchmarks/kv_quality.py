@@ -24,7 +24,7 @@ import kv_tables
 import report
 import torch
 import transformers
-from kv_model import CacheModel, Read
+from kv_model import CacheModel, Layer, Read
 from kv_plot import plot, plot_time
 from kv_tasks import LONG, Sample, long_prompts, retrieval
 from kv_variants import ASKED, QUICK, VARIANTS, WINDOW, Variant, compress, named
@@ -34,6 +34,7 @@ from specqd.selection import keep
 from specqd.verified import cache_directory
 
 _SCORED = 128  # tokens of a long prompt that are predicted from each cut
+_TOGETHER = 6  # caches of the same lengths that go through the model in one pass
 _UNSOLVED = Variant("unsolved", "unsolved")  # a row that says that the full cache does not find the answer
 _QUESTIONS = {1000: 10, 2000: 8, 4000: 3, 7500: 1}  # tokens of a text: seeds of each kind of question
 
@@ -187,10 +188,22 @@ def _compare(
     told = sample.tokens[sample.end : sample.scored.stop - 1]
     seen, scorers = read.observed(sample.end, WINDOW), {}
     full = read.logits.log_softmax(-1)
+
+    def measured(alike: list[tuple[Variant, list[Layer]]]) -> Iterator[dict[str, Any]]:
+        logits = model.extend([past for _, past in alike], told, sample.end)[:, -len(targets) :]
+        for (variant, _), of in zip(alike, logits, strict=True):
+            yield asdict(variant) | _distances(full, of.log_softmax(-1), targets)
+
+    waiting: dict[tuple[int, ...], list[tuple[Variant, list[Layer]]]] = {}
     for variant in variants:
         past = compress(variant, scorers, seen, read, sample.seed)
-        logits = model.extend(past, told, sample.end)[-len(targets) :].log_softmax(-1)
-        yield asdict(variant) | _distances(full, logits, targets)
+        alike = waiting.setdefault(tuple(layer.keys.shape[1] for layer in past), [])
+        alike.append((variant, past))
+        if len(alike) == _TOGETHER:
+            yield from measured(alike)
+            alike.clear()
+    for alike in filter(None, waiting.values()):
+        yield from measured(alike)
 
 
 def _distances(full: Tensor, logits: Tensor, targets: Tensor) -> dict[str, float | bool]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import report
 from kv_tasks import LONG
-from kv_variants import Variant
+from kv_variants import VARIANTS, Variant
 
 __all__ = ["Row", "error", "loss_of", "rows", "tables", "variant_of"]
 
@@ -52,6 +52,8 @@ def tables(samples: Sequence[Row], costs: Mapping[str, float], dim: int) -> list
     of: dict[Variant, list[Row]] = {}
     for row in samples:
         of.setdefault(variant_of(row), []).append(row)
+    order = {variant: place for place, variant in enumerate(VARIANTS)}
+    of = {variant: of[variant] for variant in sorted(of, key=lambda v: order.get(v, len(order)))}
     sizes = sorted({variant.ratio for variant in of})
     return [_reached(of, dim), *(_at_size(ratio, of, costs, dim) for ratio in sizes), _paired(of)]
 

@@ -69,7 +69,9 @@ def cut(bench, read, slots):
 def test_a_cut_cache_says_what_transformers_says_with_those_tokens_masked(bench, model, tokens, budget):
     read = model.read(tokens[:LENGTH], [LENGTH - 1])
     slots = keep(StreamingLLM(), read.observed(LENGTH, 8)[0], budget, sinks=4, recent=8)
-    logits = model.extend(cut(bench, read, slots), tokens[LENGTH:], LENGTH)
+    other = keep(StreamingLLM(), read.observed(LENGTH, 8)[0], budget, sinks=2, recent=8)
+    pasts = [cut(bench, read, those) for those in (other, slots)]
+    logits = model.extend(pasts, tokens[LENGTH:], LENGTH)[1]
     visible = torch.ones(LENGTH + MORE, LENGTH + MORE, dtype=torch.bool).tril()
     gone = sorted(set(range(LENGTH)) - set(slots[0].tolist()))
     visible[LENGTH:, gone] = False
