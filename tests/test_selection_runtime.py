@@ -283,7 +283,7 @@ def test_tova_keeps_for_all_heads_what_the_newest_query_attends_to(of_target: Pa
 
 
 def test_a_pyramid_gives_a_draft_more_of_the_lower_layers_and_changes_nothing(tmp_path: Path) -> None:
-    sizes = "tokens=112,every=32,sinks=2,recent=16"
+    sizes = "tokens=112,above=112,every=32,sinks=2,recent=16"
     artifact = made(tmp_path / "artifact", f"draft: select-kv{{method=pyramidkv,{sizes}}}")
     model = specqd.load(artifact, 2)
     engine = model.engine
