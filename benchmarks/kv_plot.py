@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from kv_tables import Row, error, loss_of, variant_of
 from kv_tasks import LONG
@@ -64,7 +65,13 @@ def plot(samples: Sequence[Row], dim: int, file: Path) -> None:
     left.set_yticks([0, 1, 3, 10, 30, 60], ["0", "1", "3", "10", "30", "60"])
     left.set_ylim(bottom=-0.5)
     left.axhline(1, color="grey", linewidth=0.5)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    named: dict[str, Any] = {}
+    for axes in (right, left):
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        [named[name] for name in sorted(named)], sorted(named), loc="outside right center", fontsize=8
+    )
     figure.savefig(file, dpi=110)
 
 

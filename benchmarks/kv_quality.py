@@ -58,7 +58,7 @@ def main() -> None:
     if left:
         print(f"{len(left)} of {len(samples)} texts are left; run again to go on")
     if not done.costs:
-        done.add([_costs(model, samples[0])])
+        done.add([_costs(model, next(sample for sample in samples if sample.task == LONG))])
     dim = model.model.config.head_dim
     known = [row for row in done.rows if row["method"] != "unsolved"]
     details = {
