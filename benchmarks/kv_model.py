@@ -80,27 +80,37 @@ class CacheModel:
     @torch.inference_mode()
     def read(self, tokens: Sequence[int], logits_of: Sequence[int]) -> Read:
         """Pass over a text; the logits, float32 [rows, vocabulary], are those of the places in `logits_of`."""
-        logits = self._forward(tokens, range(len(tokens)), None, torch.tensor(logits_of))
+        logits = self._forward(tokens, range(len(tokens)), None, torch.tensor(logits_of))[0]
         layers, queries = zip(*self._seen, strict=True)
         rotary = getattr(self.model.model, "rotary_emb", None)
         rope = None if rotary is None else rotary.inv_freq.detach().clone()
         return Read(layers, queries, logits, self._scale, rope)
 
     @torch.inference_mode()
-    def extend(self, past: Sequence[Layer], tokens: Sequence[int], begin: int) -> Tensor:
-        """Return the logits of tokens that stand at `begin` and on in the text, behind a cache of any length."""
-        return self._forward(tokens, range(begin, begin + len(tokens)), past, 0)
+    def extend(self, pasts: Sequence[Sequence[Layer]], tokens: Sequence[int], begin: int) -> Tensor:
+        """Return the logits, float32 [pasts, tokens, vocabulary], of tokens that stand at `begin` and on in the text.
+
+        They come behind each of several caches, whose layers have the same, any, lengths.
+        """
+        layers = [
+            Layer(
+                *(torch.stack(parts) for parts in zip(*((of.keys, of.values) for of in alike), strict=True))
+            )
+            for alike in zip(*pasts, strict=True)
+        ]
+        return self._forward(tokens, range(begin, begin + len(tokens)), layers, 0)
 
     def _forward(
         self, tokens: Sequence[int], positions: Sequence[int], past: Sequence[Layer] | None, keep: Any
     ) -> Tensor:
         self._past, self._seen = past, []
+        count = 1 if past is None else len(past[0].keys)
         return self.model(
-            input_ids=torch.tensor([list(tokens)]),
-            position_ids=torch.tensor([list(positions)]),
+            input_ids=torch.tensor([list(tokens)]).expand(count, -1),
+            position_ids=torch.tensor([list(positions)]).expand(count, -1),
             use_cache=False,
             logits_to_keep=keep,
-        ).logits[0]
+        ).logits
 
     def _attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **_: Any
@@ -112,8 +122,8 @@ class CacheModel:
             self._scale = scaling
         else:
             past = self._past[module.layer_idx]
-            key = torch.cat([past.keys[None], key], dim=2)
-            value = torch.cat([past.values[None], value], dim=2)
+            key = torch.cat([past.keys, key], dim=2)
+            value = torch.cat([past.values, value], dim=2)
             rows, total = query.shape[2], key.shape[2]
             mask_ = torch.ones(rows, total, dtype=torch.bool).tril(total - rows)
         group = query.shape[1] // key.shape[1]

@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,19 @@ import kv_tables
 import report
 import torch
 import transformers
-from kv_model import CacheModel, Read
-from kv_plot import plot
+from kv_model import CacheModel, Layer, Read
+from kv_plot import plot, plot_time
 from kv_tasks import LONG, Sample, long_prompts, retrieval
-from kv_variants import QUICK, VARIANTS, WINDOW, Variant, compress, named
+from kv_variants import ASKED, QUICK, VARIANTS, WINDOW, Variant, compress, named
 from torch import Tensor
 
 from specqd.selection import keep
 from specqd.verified import cache_directory
 
 _SCORED = 128  # tokens of a long prompt that are predicted from each cut
+_TOGETHER = 6  # caches of the same lengths that go through the model in one pass
 _UNSOLVED = Variant("unsolved", "unsolved")  # a row that says that the full cache does not find the answer
-_QUESTIONS = {1000: 12, 2000: 5, 4000: 1}  # tokens of a text: seeds of each kind of question
+_QUESTIONS = {1000: 10, 2000: 8, 4000: 3, 7500: 1}  # tokens of a text: seeds of each kind of question
 
 
 def main() -> None:
@@ -43,17 +45,20 @@ def main() -> None:
     folder = options.model or _fetched()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision(
+        "medium"
+    )  # products round to BF16 what they take, as compiled code does
     done = _Done(options.kept or cache_directory() / "benchmarks" / folder.name / "kv_quality.jsonl")
-    variants, samples = _work(options, tokenizer)
+    samples, variants = _work(options, tokenizer)
     model = CacheModel(folder)
     until = time.monotonic() + (float("inf") if options.seconds is None else options.seconds)
-    left = [sample for sample in samples if not done.covers(sample, variants)]
+    left = [sample for sample in samples if not done.covers(sample, variants(sample))]
     while left and time.monotonic() < until:
-        done.add(measure(model, left.pop(0), variants, done))
+        done.add(measure(model, left[0], variants(left.pop(0)), done))
     if left:
         print(f"{len(left)} of {len(samples)} texts are left; run again to go on")
     if not done.costs:
-        done.add([_costs(model, samples[0])])
+        done.add([_costs(model, next(sample for sample in samples if sample.task == LONG))])
     dim = model.model.config.head_dim
     known = [row for row in done.rows if row["method"] != "unsolved"]
     details = {
@@ -69,12 +74,17 @@ def main() -> None:
     tables = kv_tables.tables(known, done.costs, dim)
     report.write(name, tables, details, kv_tables.rows(known, done.costs, dim), options)
     plot(known, dim, options.output / f"{name}.png")
+    speed = f"kv-selection-{folder.name}"
+    if (options.output / f"{speed}.json").is_file():
+        measured = json.loads((options.output / f"{speed}.json").read_text("utf-8"))
+        plot_time(measured["rounds"], options.output / f"{speed}.png")
 
 
-def _answered(rows: list[dict[str, Any]]) -> str:
+def _answered(rows: list[dict[str, Any]]) -> list[str]:
     asked = {(row["task"], row["name"], row["seed"]) for row in rows if row["task"] != LONG}
-    lost = [row for row in rows if row["method"] == "unsolved"]
-    return f"{len(asked) - len(lost)} of {len(asked)}"
+    lost = Counter(row["name"] for row in rows if row["method"] == "unsolved")
+    counts = Counter(name for _, name, _ in asked)
+    return [f"{counts[name] - lost[name]} of {counts[name]} {name}" for name in sorted(counts)]
 
 
 def _options() -> argparse.Namespace:
@@ -102,14 +112,20 @@ def _fetched() -> Path:
     return folder
 
 
-def _work(options: argparse.Namespace, tokenizer: Any) -> tuple[list[Variant], list[Sample]]:
+def _work(
+    options: argparse.Namespace, tokenizer: Any
+) -> tuple[list[Sample], Callable[[Sample], list[Variant]]]:
     long = long_prompts(options.texts, tokenizer, max(options.seeds, 5), _SCORED)
     counts = {1000: 2} if options.quick else _QUESTIONS
     samples = [sample for sample in long if sample.seed < options.seeds]
     samples += retrieval(tokenizer, counts, asked_before=True)
     if options.asked_after:
         samples += retrieval(tokenizer, counts, asked_before=False)
-    return (QUICK if options.quick else VARIANTS), sorted(samples, key=lambda sample: sample.seed)
+
+    def variants(sample: Sample) -> list[Variant]:
+        return QUICK if options.quick else VARIANTS if sample.task == LONG else ASKED
+
+    return sorted(samples, key=lambda sample: (sample.task == LONG, sample.seed)), variants
 
 
 class _Done:
@@ -172,10 +188,22 @@ def _compare(
     told = sample.tokens[sample.end : sample.scored.stop - 1]
     seen, scorers = read.observed(sample.end, WINDOW), {}
     full = read.logits.log_softmax(-1)
+
+    def measured(alike: list[tuple[Variant, list[Layer]]]) -> Iterator[dict[str, Any]]:
+        logits = model.extend([past for _, past in alike], told, sample.end)[:, -len(targets) :]
+        for (variant, _), of in zip(alike, logits, strict=True):
+            yield asdict(variant) | _distances(full, of.log_softmax(-1), targets)
+
+    waiting: dict[tuple[int, ...], list[tuple[Variant, list[Layer]]]] = {}
     for variant in variants:
         past = compress(variant, scorers, seen, read, sample.seed)
-        logits = model.extend(past, told, sample.end)[-len(targets) :].log_softmax(-1)
-        yield asdict(variant) | _distances(full, logits, targets)
+        alike = waiting.setdefault(tuple(layer.keys.shape[1] for layer in past), [])
+        alike.append((variant, past))
+        if len(alike) == _TOGETHER:
+            yield from measured(alike)
+            alike.clear()
+    for alike in filter(None, waiting.values()):
+        yield from measured(alike)
 
 
 def _distances(full: Tensor, logits: Tensor, targets: Tensor) -> dict[str, float | bool]:

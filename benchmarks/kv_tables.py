@@ -10,7 +10,7 @@ from typing import Any
 
 import report
 from kv_tasks import LONG
-from kv_variants import Variant
+from kv_variants import VARIANTS, Variant
 
 __all__ = ["Row", "error", "loss_of", "rows", "tables", "variant_of"]
 
@@ -52,8 +52,52 @@ def tables(samples: Sequence[Row], costs: Mapping[str, float], dim: int) -> list
     of: dict[Variant, list[Row]] = {}
     for row in samples:
         of.setdefault(variant_of(row), []).append(row)
+    order = {variant: place for place, variant in enumerate(VARIANTS)}
+    of = {variant: of[variant] for variant in sorted(of, key=lambda v: order.get(v, len(order)))}
     sizes = sorted({variant.ratio for variant in of})
-    return [_at_size(ratio, of, costs, dim) for ratio in sizes] + [_paired(of)]
+    return [_reached(of, dim), *(_at_size(ratio, of, costs, dim) for ratio in sizes), _paired(of)]
+
+
+_AIMS = {
+    "perplexity within 1 %": (math.log1p(0.01), math.inf),
+    "retrieval within 1 point": (math.inf, 0.01),
+    "both": (math.log1p(0.01), 0.01),
+}
+"""Most that may be lost: of the logarithm of perplexity, and of the questions that the full cache answers."""
+
+
+def _reached(of: Mapping[Variant, Sequence[Row]], dim: int) -> report.Table:
+    """For each aim the smallest cache that reaches it, of one selection method and of any, random left out."""
+    lost = {}
+    for variant, group in of.items():
+        loss = error([loss_of(row) for row in group if row["task"] == LONG])
+        missed = error([1.0 - row["found"] for row in group if row["task"] != LONG])
+        if loss and missed and variant.scorer != "random":
+            lost[variant] = (loss, missed)
+    lines = []
+    for aim, most in _AIMS.items():
+        fit = [
+            v for v, both in lost.items() if all(at[0] <= limit for at, limit in zip(both, most, strict=True))
+        ]
+        for kind, those in (("any", fit), ("BF16", [v for v in fit if v.format == "bf16"])):
+            best = max(those, key=lambda v: v.bytes_ratio(dim), default=None)
+            if best is None:
+                lines.append([aim, kind, "none", "", "", ""])
+                continue
+            loss, missed = lost[best]
+            size = "" if best.ratio == 1 else f", {best.ratio:g} times fewer tokens"
+            lines.append(
+                [
+                    aim,
+                    kind,
+                    f"{best}{size}",
+                    f"{best.bytes_ratio(dim):.1f}",
+                    _show(loss, lambda x: 100 * (math.exp(x) - 1), 1),
+                    _show(missed, lambda x: 100 * (1 - x), 0),
+                ]
+            )
+    headings = ["aim", "format", "smallest cache", "fewer bytes", "perplexity, + %", "found, %"]
+    return report.Table("The smallest cache that reaches each aim:", headings, lines)
 
 
 def _at_size(
@@ -101,7 +145,7 @@ def _paired(of: Mapping[Variant, Sequence[Row]]) -> report.Table:
             continue
         theirs = {_sample(row): row for row in of[alone]}
         pairs = [(row, theirs[_sample(row)]) for row in group if _sample(row) in theirs]
-        loss = error([own["nll"] - other["nll"] for own, other in pairs if own["task"] == LONG])
+        loss = error([loss_of(own) - loss_of(other) for own, other in pairs if own["task"] == LONG])
         found = error([float(own["found"]) - other["found"] for own, other in pairs if own["task"] != LONG])
         figures[f"{variant} at {variant.ratio:g}"] = {"log_ppl": loss, "found": found}
         lines.append(

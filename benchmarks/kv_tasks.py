@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LONG", "Sample", "long_prompts", "retrieval"]
+__all__ = ["KINDS", "LONG", "Sample", "long_prompts", "retrieval"]
 
 LONG = "long prompts"
+KINDS = {"passkey": 1, "needles": 4, "key-value": 10}
+"""Kinds of questions, by how many numbers there are to take for the answer."""
 
 _NAMES = ["amber", "birch", "cobalt", "delta", "ember", "falcon", "garnet", "harbor", "indigo", "juniper", "kestrel",
           "lotus"]  # fmt: skip
@@ -52,50 +54,42 @@ def long_prompts(file: Path, tokenizer: Any, seeds: int, scored: int) -> list[Sa
 
 
 def retrieval(tokenizer: Any, counts: Mapping[int, int], asked_before: bool) -> list[Sample]:
-    """Make passkey, key-value and multi-needle questions in chat form: for each length so many seeds of each.
+    """Make passkey, key-value and multi-needle questions: for each length so many seeds of each.
 
-    `asked_before`: whether the question is in the text when the cache is compressed, as in a chat, or comes after.
+    They are plain text, which small models complete better than they answer in a chat.
+    `asked_before`: whether the question is in the text when the cache is compressed, or comes after.
     """
     return [
         _question(tokenizer, kind, length, seed, asked_before)
         for length, seeds in counts.items()
         for seed in range(seeds)
-        for kind in ("passkey", "key-value", "needles")
+        for kind in KINDS
     ]
 
 
 def _question(tokenizer: Any, kind: str, length: int, seed: int, asked_before: bool) -> Sample:
     rng = random.Random(f"{kind} {length} {seed}")
-    names = rng.sample(_NAMES, {"passkey": 1, "key-value": 10, "needles": 4}[kind])
+    names = rng.sample(_NAMES, KINDS[kind])
     values = {name: str(rng.randrange(10000, 100000)) for name in names}
     wanted = rng.choice(names)
-    sentence = (
-        "The pass key is {1}. Remember it: {1} is the pass key."
-        if kind == "passkey"
-        else "The {0} code is {1}."
-    )
-    thing = "pass key" if kind == "passkey" else f"{wanted} code"
-    needles = [sentence.format(name, values[name]) for name in names]
+    if kind == "passkey":
+        thing, lead = "pass key", "The pass key is "
+        needles = ["The pass key is {0}. Remember it: {0} is the pass key.".format(values[wanted])]
+    else:
+        thing, lead = f"{wanted} code", f"{wanted}: "
+        needles = [f"{name}: {values[name]}" for name in names]
     if kind == "key-value":
-        needles = [" ".join(needles)]
-    document = _bury(tokenizer, needles, length, rng)
-    question = f"\n\nWhat is the {thing}? Answer with the number only."
-    chat = [
-        {
-            "role": "user",
-            "content": f"Some text hides information. Find and remember it.\n\n{document}{question}",
-        }
-    ]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    lead = f"The {thing} is "
-    before = text if asked_before else text[: text.index(question)]
-    prefix = tokenizer.encode(before, add_special_tokens=False)
-    after = tokenizer.encode(text[len(before) :] + lead, add_special_tokens=False)
-    answer = tokenizer.encode(values[wanted], add_special_tokens=False)
-    start = len(prefix) + len(after)
-    tokens = [*prefix, *after, *answer]
+        needles = ["\n".join(needles)]
+    told = f"Some text hides information. Find and remember it.\n\n{_bury(tokenizer, needles, length, rng)}"
+    question = f"\n\nWhat is the {thing}?\n\n"
+    before, after = (told + question, lead) if asked_before else (told, question + lead)
+    prefix, rest, answer = (
+        tokenizer.encode(part, add_special_tokens=False) for part in (before, after, values[wanted])
+    )
+    start = len(prefix) + len(rest)
     when = "asked before" if asked_before else "asked after"
-    return Sample(when, f"{kind} {length}", seed, tokens, len(prefix), range(start, start + len(answer)))
+    scored = range(start, start + len(answer))
+    return Sample(when, f"{kind} {length}", seed, [*prefix, *rest, *answer], len(prefix), scored)
 
 
 def _bury(tokenizer: Any, needles: Sequence[str], length: int, rng: random.Random) -> str:

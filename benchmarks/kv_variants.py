@@ -14,7 +14,7 @@ from specqd.selection import RECENT, KVCrush, Method, Observed, compact, keep, l
 from specqd.selection.method import best
 from specqd.selection.observed import Floats, Ints
 
-__all__ = ["QUICK", "VARIANTS", "WINDOW", "Variant", "compress", "named"]
+__all__ = ["ASKED", "QUICK", "VARIANTS", "WINDOW", "Variant", "compress", "named"]
 
 WINDOW = 64  # queries that are seen
 
@@ -105,7 +105,7 @@ _PLAIN = [Variant(name, name, ratio) for ratio in _SIZES for name in SCORERS]
 _CRUSHED = [
     Variant(name, scorer, ratio)
     for ratio in _SIZES
-    for scorer in ("snapkv", "h2o")
+    for scorer in ("snapkv", "h2o", "r-kv")
     for name in ("kvcrush random", "kvcrush random 5 %", "random-proxies")
 ]
 _FORMS = [Variant(name, "snapkv", 4) for name in _WRAPPED] + [
@@ -131,9 +131,16 @@ _ROUNDED = [
         for name in ("h2o", "kvcrush random")
         for ratio, form in ((2, "int8"), (4, "int8"), (1.25, "int4"), (2, "int4"))
     ),
+    *(
+        Variant(name, "r-kv", ratio, form)
+        for name in ("r-kv", "kvcrush random")
+        for ratio, form in ((2, "int8"), (1.25, "int4"))
+    ),
 ]  # fmt: skip
 
 VARIANTS = list(dict.fromkeys([*_PLAIN, *_CRUSHED, *_FORMS, *_NEWEST, *_ROUNDED]))
+ASKED = list(dict.fromkeys([*_PLAIN, *(v for v in _CRUSHED if v.method == "kvcrush random"), *_ROUNDED]))
+"""Those that questions are asked of, which tell apart less than perplexity does."""
 QUICK = [v for v in _PLAIN + _CRUSHED if v.ratio == 4]
 
 

@@ -28,7 +28,7 @@ from specqd.reference import Interpreter, inputs, new_caches
         if name == NATIVE.name and case != (0, 16)
         else pytest.param(name, *case, marks=EXTENDED)
         for name in RUNNABLE
-        for case in ((0, 16), (150, 16), (37, 5))
+        for case in ((0, 16), (150, 16), (37, 5), (20, 1))
     ],
 )
 def test_slots_receive_what_the_reference_says(isa: str, start: int, rows: int) -> None:

@@ -69,7 +69,9 @@ def cut(bench, read, slots):
 def test_a_cut_cache_says_what_transformers_says_with_those_tokens_masked(bench, model, tokens, budget):
     read = model.read(tokens[:LENGTH], [LENGTH - 1])
     slots = keep(StreamingLLM(), read.observed(LENGTH, 8)[0], budget, sinks=4, recent=8)
-    logits = model.extend(cut(bench, read, slots), tokens[LENGTH:], LENGTH)
+    other = keep(StreamingLLM(), read.observed(LENGTH, 8)[0], budget, sinks=2, recent=8)
+    pasts = [cut(bench, read, those) for those in (other, slots)]
+    logits = model.extend(pasts, tokens[LENGTH:], LENGTH)[1]
     visible = torch.ones(LENGTH + MORE, LENGTH + MORE, dtype=torch.bool).tril()
     gone = sorted(set(range(LENGTH)) - set(slots[0].tolist()))
     visible[LENGTH:, gone] = False
@@ -140,10 +142,6 @@ class Letters:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
-    def apply_chat_template(self, chat: list[dict], tokenize: bool, add_generation_prompt: bool) -> str:
-        assert add_generation_prompt and not tokenize
-        return f"<user>{chat[0]['content']}</user><assistant>"
-
 
 def test_cuts_of_a_long_prompt_score_no_token_twice(bench, tmp_path):
     file = tmp_path / "texts.jsonl"
@@ -164,14 +162,15 @@ def test_questions_ask_for_what_is_buried(bench, asked_before):
     samples = bench.kv_tasks.retrieval(Letters(), {3000: 2, 5000: 1}, asked_before)
     assert len(samples) == 9 and len({(s.name, s.seed) for s in samples}) == 9
     for sample in samples:
-        text = "".join(map(chr, sample.tokens))
+        text, passkey = "".join(map(chr, sample.tokens)), "passkey" in sample.name
         answer, kept = text[sample.scored.start : sample.scored.stop], text[: sample.end]
         assert sample.scored.stop == len(text) and answer.isdigit() and len(answer) == 5
-        assert kept.count(answer) == (2 if "passkey" in sample.name else 1)
+        assert kept.count(answer) == (2 if passkey else 1)
         assert ("What is the" in kept) == asked_before
         assert 0.7 * int(sample.name.split()[1]) < len(text) < 1.1 * int(sample.name.split()[1])
-        thing = text[text.index("What is the ") + 12 : text.index("?")]
-        assert f"{'pass key' if 'passkey' in sample.name else thing} is {answer}" in kept
+        thing = text[text.index("What is the ") + 12 : text.index("?", text.index("What is the "))]
+        told = f"The pass key is {answer}" if passkey else f"{thing.removesuffix(' code')}: {answer}"
+        assert told in kept and text.endswith(f"\n\n{told}")
 
 
 def sample_row(bench, variant, seed, loss=0.0, found=None):
@@ -193,7 +192,8 @@ def test_rows_and_tables_of_known_figures(bench, tmp_path):
         "bytes_ratio": 4, "ppl_loss": pytest.approx(math.expm1(0.1)), "kl": 0.1, "top1": 1.0,
         "retrieval": {"asked before": 1}, "selection_cost": 0.5, "prefill_cost": None, "tokens_per_s": None, "seed": 0,
     }  # fmt: skip
-    size, paired = bench.kv_tables.tables(samples, {"h2o": 0.5}, dim=64)
+    reached, size, paired = bench.kv_tables.tables(samples, {"h2o": 0.5}, dim=64)
+    assert {row[2] for row in reached.rows} == {"none"}
     assert size.figures["4 times fewer tokens"]["h2o"]["log_ppl_loss"] == pytest.approx((0.2, 0.1))
     assert size.rows[0] == [
         "h2o",
@@ -206,9 +206,21 @@ def test_rows_and_tables_of_known_figures(bench, tmp_path):
         "500",
     ]
     assert paired.figures["paired"]["kvcrush random on h2o at 4"]["log_ppl"] == pytest.approx((0.1, 0))
+    full = variant("full", "full", 1, "int8")
+    samples += [sample_row(bench, full, 0, 0.009), sample_row(bench, full, 0, found=True)]
+    reached = bench.kv_tables.tables(samples, {}, dim=64)[0]
+    assert reached.rows[0] == ["perplexity within 1 %", "any", "full, int8", "1.9", "0.9 ± 0.0", "100 ± 0"]
+    assert [row[2] for row in reached.rows[1:]] == ["none", "full, int8", "none", "full, int8", "none"]
     pytest.importorskip("matplotlib", reason="the plot needs matplotlib, the tables do not")
     bench.kv_plot.plot(samples, 64, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    rounds = [
+        {"length": n, "plain": {"tokens/s": n / 10 + s}, "identical": True}
+        for n in (100, 200)
+        for s in (0, 5)
+    ]
+    bench.kv_plot.plot_time(rounds, tmp_path / "time.png")
+    for name in ("plot.png", "time.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_goes_on_where_it_was(bench, model, tokens, tmp_path):

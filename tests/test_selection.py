@@ -41,8 +41,8 @@ def test_what_a_method_does_not_need_is_not_asked_for(chosen):
     seen = observed(40)
     asked = replace(
         seen,
-        window=seen.window,
-        measured=seen.received if "received" in chosen.needs else None,
+        window=1 if "newest" in chosen.needs else seen.window,
+        measured=next((getattr(seen, need) for need in ("received", "newest") if need in chosen.needs), None),
         **{
             name: getattr(seen, name) if name in chosen.needs else None
             for name in ("keys", "values", "queries", "rope")
@@ -55,10 +55,17 @@ def test_what_a_method_does_not_need_is_not_asked_for(chosen):
     ("name", "lacking"), [(name, lacking) for name in METHODS for lacking in method(name).needs]
 )
 def test_what_a_method_needs_is_asked_for(name, lacking):
-    lost = ("keys", "queries") if lacking == "received" else (lacking,)
+    lost = ("keys", "queries") if lacking in ("received", "newest") else (lacking,)
     seen = replace(observed(60), **dict.fromkeys(lost))
-    with pytest.raises(InputError, match=rf"layer 0: {name} needs the .*{lost[0] if name == 'tova' else ''}"):
+    with pytest.raises(InputError, match=f"layer 0: {name} needs the "):
         keep(method(name), seen, 50)
+
+
+def test_the_newest_query_is_not_known_from_what_a_window_received():
+    seen = observed(60)
+    several = replace(seen, keys=None, queries=None, measured=seen.received)
+    with pytest.raises(InputError, match="tova needs the attention of the newest query alone"):
+        keep(method("tova"), several, 50)
 
 
 def test_a_model_without_rope_is_named_as_the_reason():

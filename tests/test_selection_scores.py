@@ -9,7 +9,7 @@ import torch
 from selection_cases import DIM, GROUP, HEADS, observed, rope_angles
 from torch.nn import functional
 
-from specqd.selection import method
+from specqd.selection import layer_budgets, method
 
 LENGTH = 70
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-7}  # float32 sums in another order
@@ -124,7 +124,7 @@ def test_max_pooling():
 def test_redundancy_does_not_depend_on_how_the_matrix_is_cut(monkeypatch):
     seen = observed(LENGTH)
     whole = method("r-kv").score(seen)
-    monkeypatch.setattr("specqd.selection.r_kv._ROWS", 16)
+    monkeypatch.setattr("specqd.selection.r_kv._COLUMNS", (4, 16))
     np.testing.assert_allclose(method("r-kv").score(seen), whole, **TOLERANCE)
 
 
@@ -181,6 +181,23 @@ def test_scores_equal_those_of_kvpress(name):
     if name == "tova":  # kvpress lets the newest token always win
         ours, theirs = ours[:, :-1], theirs[..., :-1]
     np.testing.assert_allclose(ours, theirs[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("length", "ratio"), [(4000, 0.75), (4000, 0.875), (1000, 0.5)])
+def test_a_pyramid_has_the_budgets_of_kvpress(length, ratio):
+    kvpress = pytest.importorskip(
+        "kvpress", reason="kvpress is not installed; the budgets' sum is tested anyway"
+    )
+    press, module = kvpress.PyramidKVPress(compression_ratio=ratio, window_size=8), _kvpress_module(8)
+    module.config.num_hidden_layers = layers = 12
+    theirs = []
+    for module.layer_idx in range(layers):
+        theirs.append(press.get_layer_budget(module, length))
+    total = round(length * (1 - ratio)) * layers
+    ours = layer_budgets(method("pyramidkv"), layers, total, length=length - 8, sinks=0, recent=0)
+    # kvpress rounds each budget, and specqd their running sum, which is that of the budget asked for.
+    assert np.abs(np.subtract(ours, theirs)).max() <= 1 and sum(ours) == total
 
 
 def test_a_cache_that_was_selected_from_is_scored_by_its_own_tokens():

@@ -13,11 +13,13 @@ from specqd.manifest import OBSERVER, Selection
 from specqd.passes.contract import Pass, Refusal
 from specqd.passes.match import arguments, cache_of, calls
 from specqd.program import Entry, Program
-from specqd.selection import Budget, method
+from specqd.selection import Budget, Method, method
 
 __all__ = ["SelectKV"]
 
 ops = torch.ops.specqd
+
+_SHOWN = {"received", "newest", "keys"}  # what of a method's needs an engine can show
 
 
 class SelectKV(Pass):
@@ -34,13 +36,14 @@ class SelectKV(Pass):
     1. On the target: what is not selected is dropped from the cache, which then holds `tokens` and, until the next
        selection, the newest ones. The output is that of the model with this cache, and speculation leaves it so.
     2. On a draft that shares the target's cache: the target keeps everything, and the draft attends to the selected
-       blocks only. The output cannot change.
+       blocks only. The output cannot change. Layers may keep different numbers of them (pyramidkv).
     3. Refused: an entry without a cache, layers with a sliding window (slots would no longer say how far a position is
-       away), a draft with a cache of its own, a program in which something is selected already, and an
-       entry named observer.
+       away), a draft with a cache of its own, a program in which something is selected already, an
+       entry named observer, and in the target a method that gives layers sizes of their own.
 
     Attributes:
-        method: how to score: a name of `specqd.selection` whose methods need no more than what slots received.
+        method: how to score: a name of `specqd.selection` whose methods need no more than what slots received, and the
+            keys, which the runtime reads from the cache.
         scorer: the method whose scores `kvcrush` goes by.
         share: how much of what `kvcrush` chooses are proxies of the rest.
         anchor: the code that `kvcrush` measures distances from.
@@ -94,17 +97,21 @@ class SelectKV(Pass):
             self._demand_tokens(self.tokens)
 
     def _demand_method(self) -> None:
-        chosen = method(self.method, **self._options())
-        lacks = set(chosen.needs) - {"received"}
+        chosen = self._method()
+        lacks = set(chosen.needs) - _SHOWN
         if lacks:
-            raise InputError(
-                f"{self.name}: {self.method} needs {' and '.join(sorted(lacks))}, and the observer tells what slots "
-                "received; choose snapkv, h2o, streaming-llm, random, or kvcrush with one of them as scorer"
+            known = ", ".join(
+                sorted(name for name, kind in Method.registry.items() if set(kind.needs) <= _SHOWN)
             )
-        if len(set(chosen.shares(2, 10, 20))) > 1:
             raise InputError(
-                f"{self.name}: {self.method} gives layers sizes of their own, and compiled code has one table for "
-                "all of them; choose its scores alone (snapkv)"
+                f"{self.name}: {self.method} needs {' and '.join(sorted(lacks))}, which no compiled code hands out: "
+                f"the observer tells what slots received, and the cache holds keys; choose one of {known}, for kvcrush "
+                "also as its scorer"
+            )
+        if "newest" in chosen.needs and self.window != 1:
+            raise InputError(
+                f"{self.name}: {self.method} looks at the newest query alone, not at a window of {self.window}; give "
+                "window=1"
             )
 
     def _demand_tokens(self, tokens: int) -> None:
@@ -150,6 +157,9 @@ class SelectKV(Pass):
         )
         yield from _derive_observer(program)
 
+    def _method(self) -> Method:
+        return method(self.method, **self._options())
+
     def _options(self) -> dict[str, str | int | float]:
         """Return the options that are the method's own."""
         if self.method == "kvcrush":
@@ -174,8 +184,14 @@ class SelectKV(Pass):
             )
         if not set(own) <= set(shared):
             return f"{entry.name} has a cache of its own; put share-kv first"
+        in_target = entry.name == program.chain[0]
+        if in_target and len(set(self._method().shares(2, 10, 20))) > 1:
+            return (
+                f"{self.method} gives layers sizes of their own, and a block of the cache is one of all layers: it is "
+                "given back when none needs it; choose the scores alone (snapkv), or select for a draft"
+            )
         others = [name for name in program.caches if name not in shared]
-        if entry.name == program.chain[0] and others:
+        if in_target and others:
             return (
                 f"the cache {others[0]} of a draft keeps every position and follows the same tables as the target's; "
                 "share the target's cache (share-kv), leave the draft out, or select for a draft only"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 
 from specqd.manifest import BLOCK, Manifest, Selection
+from specqd.runtime.binding import Memory
 from specqd.runtime.blocks import BlockTables, blocks_for
 from specqd.runtime.observing import Observing
-from specqd.selection import KVCrush, Method, method
+from specqd.selection import KVCrush, Method, layer_budgets, method
 
 __all__ = ["DraftSelection", "tables_size"]
 
@@ -16,41 +20,46 @@ _MOST_ROWS = 128  # of a pass, which may come before the next selection
 
 def tables_size(manifest: Manifest, selection: Selection) -> int:
     """Entries of a sequence's tables: how far they are apart, and for each plane what is missing, then blocks."""
-    return 1 + manifest.planes * _size(selection)
+    return 1 + manifest.planes * _size(manifest, selection)
 
 
-def _size(selection: Selection) -> int:
-    return 3 + blocks_for(selection.tokens + selection.every + _MOST_ROWS)
+def _size(manifest: Manifest, selection: Selection) -> int:
+    shares = method(selection.method, **selection.options).shares
+    tokens = max(max(shares(cache.layers, selection.tokens, math.inf)) for cache in manifest.caches.values())
+    return 3 + blocks_for(math.ceil(tokens) + selection.every + _MOST_ROWS)
 
 
 class DraftSelection:
     """Tables, one a plane, of blocks that a selection kept and those that came after it.
 
     The blocks are the target's: nothing is copied, and the target sees all of them. Whole blocks are selected, since a
-    single position of one takes as long to read as all 16.
+    single position of one takes as long to read as all 16. A method may divide the blocks among the layers as it likes.
     """
 
-    def __init__(self, manifest: Manifest, selection: Selection, tables: BlockTables) -> None:
+    def __init__(self, manifest: Manifest, selection: Selection, tables: BlockTables, memory: Memory) -> None:
         self.entry = selection.entry
         self._selection, self._tables = selection, tables
-        self._observing = Observing(manifest, tables)
         self._planes = manifest.planes
-        self._size, self._each = _size(selection), tables_size(manifest, selection)
+        self._size, self._each = _size(manifest, selection), tables_size(manifest, selection)
         self._method = _of_pages(method(selection.method, **selection.options))
-        # Of each sequence: which text of it was selected from, blocks of the text in its tables, of those missing.
-        self._state: dict[int, tuple[int, int, int]] = {}
+        self._observing = Observing(manifest, selection, self._method, tables, memory)
+        # Of each sequence: which text of it was selected from, blocks of the text in its tables, and int32 [planes] how
+        # many of those each plane's table lacks.
+        self._state: dict[int, tuple[int, int, np.ndarray]] = {}
 
     def begin(self, sequence: int, end: int) -> int | None:
         """Return where the sequence's tables begin in `flat`, made to hold `end` positions; None if it has none."""
-        text, known, missing = self._state.get(sequence, (-1, 0, 0))
         tables = self._tables
+        if sequence not in self._state or self._state[sequence][0] != tables.texts[sequence]:
+            return None
+        text, known, missing = self._state[sequence]
         wanted = blocks_for(end)
-        if text != tables.texts[sequence] or wanted - missing >= self._size:
+        if wanted - missing.min() >= self._size:
             return None
         if known < wanted:
-            mine = self._of(sequence)
+            mine, planes = self._of(sequence), np.arange(self._planes)
             for place in range(known, wanted):
-                mine[:, 1 + place - missing] = tables.block(sequence, place)
+                mine[planes, 1 + place - missing] = tables.block(sequence, place)
             self._state[sequence] = text, wanted, missing
         return len(tables.flat) - len(tables.beside) + sequence * self._each
 
@@ -67,13 +76,14 @@ class DraftSelection:
             self._state.pop(sequence, None)
             return
         main = np.array(tables.blocks(sequence)[:blocks], np.int32)
-        chosen = self._chosen(sequence, received, first, newest, count)
-        missing = newest - first - count
-        mine = self._of(sequence)
-        mine[:, 0] = missing * BLOCK
-        mine[:, 1 : 1 + first] = main[:first]
-        mine[:, 1 + first : 1 + first + count] = main[chosen]
-        mine[:, 1 + first + count : 1 + blocks - missing] = main[newest:]
+        # A plane that the observer does not see is none of the draft's: what its table lacks does not matter.
+        missing, mine = np.full(self._planes, newest - first - count, np.int32), self._of(sequence)
+        for planes, chosen in self._chosen(sequence, length, received, slice(first, newest), count):
+            missing[planes] = newest - first - chosen.shape[1]
+            kept = [np.broadcast_to(part, (len(chosen), len(part))) for part in (main[:first], main[newest:])]
+            row = np.concatenate([kept[0], main[chosen], kept[1]], axis=1)
+            mine[planes, 0] = missing[planes] * BLOCK
+            mine[planes, 1 : 1 + row.shape[1]] = row
         self._state[sequence] = tables.texts[sequence], blocks, missing
 
     def _of(self, sequence: int) -> np.ndarray:
@@ -82,18 +92,25 @@ class DraftSelection:
         mine[0] = self._size
         return mine[1:].reshape(self._planes, self._size)
 
-    def _chosen(self, sequence: int, received: np.ndarray, first: int, newest: int, count: int) -> np.ndarray:
-        """Return int32 `[planes, count]`: the blocks between the first and the newest to keep, ascending."""
-        observing, slots = self._observing, np.arange(newest * BLOCK, dtype=np.int32)
-        stood = {name: np.broadcast_to(slots, (c.planes, len(slots))) for name, c in observing.caches.items()}
-        candidates = slice(first * BLOCK, newest * BLOCK)
-        chosen = np.zeros((self._planes, count), np.int32)
+    def _chosen(
+        self, sequence: int, length: int, received: np.ndarray, candidates: slice, mean: int
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield of each layer its planes, and int32 `[kv_heads, blocks]`: which candidates to keep, ascending.
+
+        That are `mean` blocks of a layer of each cache on average.
+        """
+        observing, slots = self._observing, np.arange(length, dtype=np.int32)
+        stood = {name: np.broadcast_to(slots, (c.planes, length)) for name, c in observing.caches.items()}
+        positions = slice(candidates.start * BLOCK, candidates.stop * BLOCK)
+        most = candidates.stop - candidates.start
         for name, here, observed in observing.layers(sequence, received, stood):
-            kept = self._method.choose(observed, candidates, count * BLOCK)
+            layers, begin = observed.layers, observing.caches[name].first_plane
+            counts = layer_budgets(self._method, layers, mean * layers, length=most, sinks=0, recent=0)
+            count = counts[observed.layer]
+            kept = self._method.choose(observed, positions, count * BLOCK)
             pages = np.sort(kept.reshape(len(kept), count, BLOCK)[:, :, 0] // BLOCK, axis=1)
-            chosen[observing.caches[name].first_plane :][here] = pages
-            observing.carry(sequence, name, self._method, observed)
-        return chosen
+            yield slice(begin + here.start, begin + here.stop), pages
+            observing.carry(sequence, name, observed)
 
 
 def _of_pages(selecting: Method) -> Method:

@@ -38,7 +38,7 @@ def selection_of(
     if selection is None:
         return None
     if not drops(manifest):
-        return DraftSelection(manifest, selection, tables)
+        return DraftSelection(manifest, selection, tables, memory)
     if slots < selection.tokens + selection.every:
         raise InputError(
             f"the cache holds {slots} positions, and the artifact selects {selection.tokens} of "

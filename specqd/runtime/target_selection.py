@@ -29,7 +29,7 @@ class TargetSelection:
     ) -> None:
         self._selection, self._tables = selection, tables
         self._method = method(selection.method, **selection.options)
-        self._observing = Observing(manifest, tables)
+        self._observing = Observing(manifest, selection, self._method, tables, memory)
         self._movers = {
             name: _Mover(name, selection, cache, tables, memory, find)
             for name, cache in self._observing.caches.items()
@@ -51,7 +51,7 @@ class TargetSelection:
         for name, here, observed in observing.layers(sequence, received, stood):
             chosen = keep(self._method, observed, selection.tokens, **always)
             self._movers[name].kept[here] = chosen
-            observing.carry(sequence, name, self._method, observed, chosen)
+            observing.carry(sequence, name, observed, chosen)
         for name, mover in self._movers.items():
             mover(sequence)
             stood[name] = np.take_along_axis(stood[name], mover.kept, axis=1)

@@ -15,7 +15,11 @@ __all__ = ["RECENT", "SINKS", "keep", "layer_budgets"]
 SINKS = 4  # tokens that draw attention whatever they say (StreamingLLM, arXiv 2309.17453, section 3.1)
 RECENT = 32
 
-_SHOWN = {"received": "attention that tokens received", "rope": "RoPE's angles"}
+_SHOWN = {
+    "received": "attention that tokens received",
+    "newest": "attention of the newest query alone",
+    "rope": "RoPE's angles",
+}
 
 
 def keep(
@@ -74,8 +78,9 @@ def layer_budgets(
 
 def _demand(method: Method, observed: Observed) -> None:
     for need in method.needs:
-        if need == "received":
-            there = observed.measured is not None or not (observed.keys is None or observed.queries is None)
+        if need in ("received", "newest"):
+            measured = observed.measured is not None and (need == "received" or observed.window == 1)
+            there = measured or not (observed.keys is None or observed.queries is None)
         else:
             there = getattr(observed, need) is not None
         if not there:

@@ -21,8 +21,8 @@ class Method(ABC):
 
     Attributes:
         name: in kebab-case.
-        needs: what `Observed` must hold: any of "keys", "values", "queries", "rope" and "received", the last of
-            which is there if `measured` or keys and queries are.
+        needs: what `Observed` must hold: any of "keys", "values", "queries", "rope", "received" and "newest". The last
+            two are there if keys and queries are, or `measured`, for "newest" of a window of 1.
     """
 
     registry: ClassVar[dict[str, type[Method]]] = {}

@@ -99,6 +99,16 @@ class Observed:
         return logits
 
     @cached_property
+    def newest(self) -> Floats:
+        """Attention that each token gets from the newest query, mean over the group, float32 [kv_heads, T].
+
+        What was `measured` is that if its window was 1.
+        """
+        if self.measured is not None and self.window == 1:
+            return self.measured
+        return self.attention[:, :, -1].mean(axis=1)
+
+    @cached_property
     def received(self) -> Floats:
         """Attention that each token gets from a query, mean over group and window, float32 [kv_heads, T]."""
         if self.measured is not None:

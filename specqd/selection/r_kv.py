@@ -14,7 +14,7 @@ from specqd.selection.snapkv import pooled
 
 __all__ = ["RKV", "redundancy"]
 
-_ROWS = 512  # of the matrix of cosines that are held at a time
+_COLUMNS = (64, 512)  # of the matrix of cosines that are held at a time: at first, and at most
 
 
 class RKV(Method):
@@ -55,16 +55,19 @@ def redundancy(keys: Floats, threshold: float) -> Floats:
     length = keys.shape[1]
     means = np.empty(keys.shape[:2], np.float32)
     for head, directions in enumerate(unit(keys)):
-        total = np.zeros(length, np.float32)
-        for begin in range(0, length, _ROWS):
-            cosines = directions[begin : begin + _ROWS] @ directions.T
-            rows = np.arange(len(cosines))
-            cosines[rows, begin + rows] = 0
+        total = directions @ directions.sum(axis=0) - (directions * directions).sum(axis=1)
+        # Most keys have a like one among the newest, so little of the matrix of cosines is ever needed.
+        left, end, (width, most) = np.arange(length), length, _COLUMNS
+        while end and len(left):
+            begin = max(0, end - width)
+            cosines = directions[left] @ directions[begin:end].T
+            own = np.flatnonzero((left >= begin) & (left < end))
+            cosines[own, left[own] - begin] = 0
             like = cosines > threshold
-            newest = length - 1 - like[:, ::-1].argmax(axis=1)
             some = like.any(axis=1)
-            cosines[rows[some], newest[some]] = 0
-            total += cosines.sum(axis=0)
+            newest = end - begin - 1 - like[some, ::-1].argmax(axis=1)
+            np.subtract.at(total, begin + newest, cosines[some, newest])
+            left, end, width = left[~some], begin, min(2 * width, most)
         means[head] = total / length
     shares = np.exp(means - means.max(axis=1, keepdims=True))
     return shares / shares.sum(axis=1, keepdims=True)

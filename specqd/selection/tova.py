@@ -14,9 +14,8 @@ class TOVA(Method):
     """The newest query's attention, mean over all heads: every head of a layer keeps the same tokens (section 3.2)."""
 
     name = "tova"
-    needs = ("keys", "queries")
+    needs = ("newest",)
 
     def score(self, observed: Observed) -> Floats:
         """Return that attention once for each KV head."""
-        newest = observed.attention[:, :, -1].mean(axis=(0, 1))
-        return np.tile(newest, (observed.heads, 1))
+        return np.tile(observed.newest.mean(axis=0), (observed.heads, 1))
