@@ -9,15 +9,17 @@ from torch import fx
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.attention import attention
-from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Values
+from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values
+from specqd.codegen.kernels.cache_int4 import INT4Keys, INT4Values
 from specqd.codegen.kernels.cache_int8 import INT8Keys, INT8Values
 from specqd.codegen.kernels.move import move
+from specqd.codegen.kernels.pack_blocks import pack_blocks
 from specqd.codegen.kernels.queries import Attention
 from specqd.codegen.kernels.received import received
 from specqd.codegen.lower.values import Value, of_buffer
 from specqd.codegen.tir import I, f32, i32, local
 from specqd.errors import CodegenError
-from specqd.manifest import BLOCK
+from specqd.manifest import BLOCK, recent_blocks
 from specqd.program import KVCache, Program
 
 __all__ = ["FORMS", "cached_attention", "movers"]
@@ -27,6 +29,7 @@ _RECEIVED = 13  # the place of `received` among the arguments of cached_attentio
 FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
     "bfloat16": (BF16Keys, BF16Values),
     "int8": (INT8Keys, INT8Values),
+    "int4": (INT4Keys, INT4Values),
 }
 """How keys and values of each format of specqd.cache_formats lie in memory."""
 
@@ -36,25 +39,31 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     q, k, v = (f.argument(x) for x in node.args[:3])
     name = f.env[node.args[3]].removesuffix("_k")
     cache = f.program.caches[name]
-    key_form, value_form = _forms(f.isa, cache)
     scale, layer, window, softcap, sinks = node.args[6:11]
     observed = node.args[_RECEIVED:] not in ((), (None,))
     shape = Attention(
-        f.step.rows, q.shape[1], k.shape[1], q.shape[3], v.shape[3], scale, f.adjacent, window, softcap
+        f.step.rows,
+        q.shape[1],
+        k.shape[1],
+        q.shape[3],
+        v.shape[3],
+        scale,
+        f.adjacent,
+        window,
+        softcap,
+        cache.whole_blocks,
     )
     first, stride = f.layers.get(node, (int(layer), 0))
     where = i32(first) if f.step.iteration is None else f.step.iteration * stride + first
-    planes = cache.planes
-    keys = f.step.cache(f"{name}_k", key_form.dtype, planes, key_form.elements)
-    values = f.step.cache(f"{name}_v", value_form.dtype, planes, value_form.elements)
-    pool = I.bind(keys.shape[0] // (planes * key_form.elements))
-    first = f.program.first_plane(name)
-    paged = Paged(keys, values, key_form, value_form, pool, where, f.blocks, f.tables, f.positions, first)
+    paged = _paged(f, cache, where)
+    written = paged.recent or paged
     queries = f.step.scratch(shape.rows * shape.heads * shape.pairs * 2, "float32")
     with f.step.phase():
         _write_queries(f, shape, q, queries)
-        _write(f, shape, k, paged, paged.keys, key_form)
-        _write(f, shape, v, paged, paged.values, value_form)
+        _write(f, shape, k, written, written.keys, written.key_form)
+        _write(f, shape, v, written, written.values, written.value_form)
+    if paged.recent is not None:
+        pack_blocks(shape, paged, paged.recent, f.step.phase)
     out = f.step.scratch(shape.rows * shape.heads * shape.value_dim, "float32")
     sink = f.argument(sinks) if sinks is not None else None
     of_head = None if sink is None else lambda head: sink.at([head])
@@ -64,6 +73,27 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         weights = f.step.parameter("received", "received", "float32", (f.program.planes * cache.capacity,))
         received(f.isa, shape, queries, paged, totals, weights, cache.capacity, f.step.phase)
     return of_buffer(f.space, out, (1, shape.rows, shape.heads, shape.value_dim), "float32")
+
+
+def _paged(f: Any, cache: KVCache, layer: Any) -> Paged:
+    """Declare the buffers of a cache."""
+    parts, planes, recent = _forms(f.isa, cache), cache.planes, None
+    rows = f.blocks, f.tables, f.positions, f.program.first_plane(cache.name)
+    if cache.whole_blocks:
+        forms = BF16Keys(f.isa, cache.key_dim), BF16Values(f.isa, cache.value_dim)
+        turns = recent_blocks(cache.recent)
+        buffers = [
+            f.step.cache(f"{cache.name}_recent_{part}", form.dtype, planes, turns * form.elements, "recent")
+            for part, form in zip("kv", forms, strict=True)
+        ]
+        pool = I.bind(buffers[0].shape[0] // (planes * forms[0].elements))
+        recent = Recent(*buffers, *forms, pool, layer, *rows, window=cache.recent // BLOCK, turns=turns)
+    buffers = [
+        f.step.cache(f"{cache.name}_{part}", form.dtype, planes, form.elements)
+        for part, form in zip("kv", parts, strict=True)
+    ]
+    pool = I.bind(buffers[0].shape[0] // (planes * parts[0].elements))
+    return Paged(*buffers, *parts, pool, layer, *rows, recent=recent)
 
 
 def movers(program: Program, isa: ISA) -> dict[str, Any]:

@@ -35,9 +35,9 @@ class SelectKV(Pass):
        selection, the newest ones. The output is that of the model with this cache, and speculation leaves it so.
     2. On a draft that shares the target's cache: the target keeps everything, and the draft attends to the selected
        blocks only. The output cannot change.
-    3. Refused: an entry without a cache, layers with a sliding window (slots would no longer say how far a position is
-       away), a draft with a cache of its own, a program in which something is selected already, and an
-       entry named observer.
+    3. Refused: an entry without a cache, one whose format rounds whole blocks (int4), layers with a sliding window
+       (slots would no longer say how far a position is away), a draft with a cache of its own, a program in which
+       something is selected already, and an entry named observer.
 
     Attributes:
         method: how to score: a name of `specqd.selection` whose methods need no more than what slots received.
@@ -171,6 +171,12 @@ class SelectKV(Pass):
             return (
                 f"{windowed[0]} attends to a sliding window, and slots of a selected cache do not say how far apart "
                 "positions are; such a model needs little cache as it is"
+            )
+        whole = [name for name in own if program.caches[name].whole_blocks]
+        if whole:
+            return (
+                f"the cache {whole[0]} ({program.caches[whole[0]].dtype}) rounds whole blocks of the text together, and "
+                "selected positions are no such blocks; choose quantize-kv{keys=int8,values=int8}"
             )
         if not set(own) <= set(shared):
             return f"{entry.name} has a cache of its own; put share-kv first"

@@ -87,6 +87,17 @@ def _caches(manifest: Manifest) -> Iterator[str]:
             f"{name}: {cache.layers} layers x {cache.kv_heads} heads, {keys:.0f} bytes of {cache.key_dtype} keys and "
             f"{values:.0f} of {cache.value_dtype} values a position"
         )
+        if cache.recent is not None:
+            recent = sum(s for n, s in manifest.sizes("recent").items() if n.startswith(f"{name}_recent_"))
+            sharing = (
+                "equal prefixes share whole blocks"
+                if not cache.recent
+                else "prefixes are not shared, since their first rows would read BF16 that is not there any more"
+            )
+            yield (
+                f"{name}: packed by {BLOCK} positions; {recent / 1e6:.1f} MB of the newest in BF16 a sequence, of which "
+                f"{cache.recent} before the block that is written are read; {sharing}"
+            )
 
 
 def _selection(selection: Selection) -> str:
@@ -100,7 +111,7 @@ def _memory(manifest: Manifest) -> dict[str, Any]:
     entries = dict.fromkeys(function.entry for function in manifest.functions)
     return {
         "weights": sum(manifest.sizes("weight").values()),
-        "caches": manifest.cache_bytes(manifest.capacity),
+        "caches": manifest.cache_bytes(manifest.capacity) + manifest.recent_bytes,
         "scratch": sum(manifest.sizes("scratch").values()),
         "weights_of": {entry: sum(manifest.sizes("weight", entry).values()) for entry in entries},
     }
