@@ -50,10 +50,10 @@ class Arg(_Record):
     (float32 `[rows, 2]`: how sure they are, see codegen/kernels/argmax.py) and `logits` (float32) are the caller's;
     so is `received` (float32 `[planes, capacity]`, the attention that each slot got) of an observer; a `cache` is
     state, shared by all functions that name it, of any number of blocks of 16 positions: it lies as `[planes, blocks,
-    elements]` and its shape is that of one block, `[planes, elements]`; `recent` is a part of it that each sequence has for
-    itself, `[planes, sequences, elements]`, and its shape that of one sequence; `blocks` (int32, of any size) are the tables
-    that say which blocks hold a sequence (see Paged in codegen/kernels/cache.py); a `scratch` means nothing between
-    calls; a `weight` lies in the weight file. `gathered`: only one row a token is read of it.
+    elements]` and its shape is that of one block, `[planes, elements]`; `recent` is state of which each sequence has
+    its own, `[planes, sequences, elements]`, and its shape is that of one sequence; `blocks` (int32, of any size) are
+    the tables that say which blocks hold a sequence (see Paged in codegen/kernels/cache.py); a `scratch` means nothing
+    between calls; a `weight` lies in the weight file. `gathered`: only one row a token is read of it.
     """
 
     name: str
@@ -97,8 +97,8 @@ class LevelRecord(_Record):
 class CacheRecord(_Record):
     """A cache's planes, one for each layer and key head: they are the model's from `first_plane` on.
 
-    The formats are names of specqd.cache_formats. `recent`: how many positions before the block that is written are read
-    in BF16 too, if whole blocks are packed.
+    The formats are names of specqd.cache_formats. `recent`: how many positions before the block that is written are
+    read in BF16 too, if whole blocks are packed.
     """
 
     layers: int

@@ -202,10 +202,9 @@ class Paged:
 
 @dataclass(frozen=True)
 class Recent(Paged):
-    """The newest blocks of each sequence in BF16, `turns` of them, all in one table that begins with the sequence's number.
+    """The newest blocks of each sequence in BF16: block `index` of it in turn `index % turns`.
 
-    Block `index` lies in turn `index % turns`. Whoever stands in a block reads this one and the `window` blocks before it
-    here, and all before those packed.
+    Whoever stands in a block reads that and the `window` blocks before it here, and all before those packed.
     """
 
     window: int = 0
@@ -213,7 +212,7 @@ class Recent(Paged):
 
     def block(self, plane: Any, table: Any, index: Any) -> Any:
         """Where block `index` of the sequence with that table lies."""
-        # Planes share one table, which begins two elements before the first block, and the number stands before it.
+        # All planes share one table, and before that stands the sequence's number (BlockTables in runtime/blocks.py).
         return plane * self.pool + self.blocks[table - 2] * self.turns + tirx.floormod(index, self.turns)
 
 

@@ -67,7 +67,7 @@ class INT4Keys(Keys):
 
 
 class INT4Values(Values):
-    """Channels `[16][spans][16]` in bytes, of 32 channels the first 16 in low bits; then a word of scale and zero each."""
+    """Bytes `[16][spans][16]`, of each 32 channels the first 16 in the low bits; then 16 words of scale and zero."""
 
     dtype = "int32"
 

@@ -51,7 +51,7 @@ class Queries:
     """Queries that share a key head: `width` heads of each of some consecutive positions of one sequence.
 
     `query` is the first of them, `row` the row it belongs to; `plane` is the layer's key head. Positions that only
-    later rows see are masked in the earlier ones, where they weigh exactly nothing. With recent blocks in the cache, all
+    later rows see are masked in the earlier ones, where they weigh exactly nothing. Of a cache with recent blocks, all
     rows are in one block.
     """
 

@@ -31,10 +31,10 @@ class QuantizeKV(Pass):
 
     1. The caches of the entry get the formats, and so do all entries that share them: a cache has one format.
     2. `int8` is symmetric, with a BF16 scale for each position and head.
-    3. `int4` is asymmetric, as KIVI (arXiv 2402.02750): a scale and a zero point, BF16, for each channel of 16 positions
-       of keys, and for each position of values. A block of 16 positions is rounded when it is whole. Until then, and
-       while it lies no more than `recent` positions before whoever reads it, BF16 is read: what position q reads of p
-       depends on nothing but q and p.
+    3. `int4` is asymmetric, as KIVI (arXiv 2402.02750): a scale and a zero point, BF16, for each channel of 16
+       positions of keys, and for each position of values. A block of 16 positions is rounded when it is whole. Until
+       then, and while it lies no more than `recent` positions before the block of whoever reads it, BF16 is read: what
+       position q reads of p depends on nothing but q and p.
     4. Refused: attention without a cache, a cache that is quantised already, and `int4` of a cache in which something
        is selected.
 
@@ -107,8 +107,8 @@ class QuantizeKV(Pass):
     def _unsuitable(self, program: Program, cache: KVCache) -> str | None:
         if program.selection and "int4" in {self.keys, self.values}:
             return (
-                f"positions of the cache {cache.name} are selected for {program.selection.entry}, and int4 rounds whole "
-                "blocks of the text together; choose int8, or leave select-kv out"
+                f"positions of the cache {cache.name} are selected for {program.selection.entry}, and int4 rounds "
+                "whole blocks of the text together; choose int8, or leave select-kv out"
             )
         if FORMATS[cache.key_dtype].rounded or FORMATS[cache.value_dtype].rounded:
             return f"the cache {cache.name} is quantised already: {cache.dtype}"

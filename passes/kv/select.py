@@ -175,8 +175,8 @@ class SelectKV(Pass):
         whole = [name for name in own if program.caches[name].whole_blocks]
         if whole:
             return (
-                f"the cache {whole[0]} ({program.caches[whole[0]].dtype}) rounds whole blocks of the text together, and "
-                "selected positions are no such blocks; choose quantize-kv{keys=int8,values=int8}"
+                f"the cache {whole[0]} ({program.caches[whole[0]].dtype}) rounds whole blocks of the text together, "
+                "and what is selected is none; choose quantize-kv{keys=int8,values=int8}"
             )
         if not set(own) <= set(shared):
             return f"{entry.name} has a cache of its own; put share-kv first"

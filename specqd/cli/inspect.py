@@ -88,15 +88,15 @@ def _caches(manifest: Manifest) -> Iterator[str]:
             f"{values:.0f} of {cache.value_dtype} values a position"
         )
         if cache.recent is not None:
-            recent = sum(s for n, s in manifest.sizes("recent").items() if n.startswith(f"{name}_recent_"))
-            sharing = (
-                "equal prefixes share whole blocks"
-                if not cache.recent
-                else "prefixes are not shared, since their first rows would read BF16 that is not there any more"
-            )
+            recent = sum(manifest.sizes("recent")[f"{name}_recent_{part}"] for part in "kv")
             yield (
-                f"{name}: packed by {BLOCK} positions; {recent / 1e6:.1f} MB of the newest in BF16 a sequence, of which "
-                f"{cache.recent} before the block that is written are read; {sharing}"
+                f"{name}: packed block by block, beside {recent / 1e6:.1f} MB a sequence for the newest in BF16, of "
+                f"which the block that is written and {cache.recent} positions before it are read"
+            )
+            yield f"{name}: " + (
+                "texts that begin alike share nothing: BF16 that the first rows after it read would be gone"
+                if cache.recent
+                else "texts that begin alike share whole blocks"
             )
 
 

@@ -46,10 +46,11 @@ def pool_size(manifest: Manifest, sequences: int, positions: int | None, megabyt
 class BlockTables:
     """Tables of `sequences` sequences of at most `capacity` positions each, over a pool of `pool` blocks.
 
-    `flat`, int32, is what compiled code reads; a sequence's tables begin at `begin(sequence)`, all planes sharing one
-    (see Paged in codegen/kernels/cache.py), after the sequence's number; and the last of it, `beside`, are other tables. `texts` counts the texts
-    that a sequence had. Blocks are given out when positions are first fed, and `reserve` sets them aside before, so
-    that a sequence that was let in never runs out of them. All caches of an engine follow the same tables.
+    `flat`, int32, is what compiled code reads; a sequence's tables begin at `begin(sequence)`, after its number, all
+    planes sharing one (see Paged in codegen/kernels/cache.py), and the last of it, `beside`, are other tables. `texts`
+    counts the texts that a sequence had. Blocks are given out when positions are first fed, and `reserve` sets them
+    aside before, so that a sequence that was let in never runs out of them. All caches of an engine follow the same
+    tables.
 
     Each block is either free, or held by one or more sequences (`share`), or kept: held by none, but known to `index`
     by its text. Kept blocks are given out when no others are free, the least recently used first.

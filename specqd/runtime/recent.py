@@ -12,9 +12,9 @@ __all__ = ["RecentBlocks"]
 class RecentBlocks:
     """For each sequence, and each cache that packs whole blocks: from which block on it is there in BF16.
 
-    A position reads its own block in BF16, and so many `recent` ones before it. A text can be fed again from where these
-    are still there, or from its begin, or, if there are no recent positions beside the block itself, from the begin
-    of any block.
+    A position reads its own block in BF16, and so many `recent` positions before it. A text can be fed again from where
+    these are still there, or from its begin, or, if there are none beside the block itself, from the begin of any
+    block.
     """
 
     def __init__(self, manifest: Manifest, tables: BlockTables) -> None:
@@ -62,7 +62,7 @@ class RecentBlocks:
             self._first[name, sequence] = self._tables.texts[sequence], first
 
     def _from(self, name: str, sequence: int, position: int) -> int | None:
-        """Return the first block that is there in BF16 for who goes on at a position; None if it needs an earlier one."""
+        """Return the first block that is there in BF16 for who goes on at a position; None if one it needs is not."""
         text, first = self._first.get((name, sequence), (-1, 0))
         window = self._windows[name]
         if text == self._tables.texts[sequence] and first <= max(0, position // BLOCK - window):

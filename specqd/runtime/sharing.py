@@ -1,9 +1,9 @@
 """Sharing: a sequence begins with the blocks of earlier ones whose text began alike, and leaves its own to later ones.
 
 Whole blocks are shared and never written to by the target again; of one in which the texts part, the sequence gets a
-copy, unless its cache packs whole blocks: what it is packed from is the other sequence's own. A block may have been fed by the target alone: a draft with a cache of its own then feeds its part late,
-whoever holds the block. That is no conflict, for they all write the same bits (see row invariance in
-docs/architecture.md).
+copy, unless the cache packs whole blocks: what those are packed from is the other sequence's own. A block may have been
+fed by the target alone: a draft with a cache of its own then feeds its part late, whoever holds the block. That is no
+conflict, for they all write the same bits (see row invariance in docs/architecture.md).
 """
 
 from __future__ import annotations
