@@ -34,8 +34,8 @@ _STEPS = {
     _PLAIN: None,
     "int8": "quantize-kv",
     "int4": "quantize-kv{keys=int4,values=int4}",
+    "int4, values rotated": "quantize-kv{keys=int4,values=int4,rotate=true}",
     "int4, 128 recent in bfloat16": "quantize-kv{keys=int4,values=int4,recent=128}",
-    "int4 keys, int8 values": "quantize-kv{keys=int4,values=int8}",
 }
 _LENGTHS = (1000, 4000)
 _BEGIN = 128  # tokens after which code, weights and scratch are in memory

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from specqd.manifest import BLOCK
 
-__all__ = ["FORMATS", "KEY_FORMATS", "CacheFormat", "held", "tensor_dtype"]
+__all__ = [
+    "FORMATS",
+    "KEY_FORMATS",
+    "CacheFormat",
+    "held",
+    "rotated",
+    "rotated_back",
+    "signs",
+    "tensor_dtype",
+]
 
 
 @dataclass(frozen=True)
@@ -93,3 +102,38 @@ def held(x: Tensor, dtype: str, *, keys: bool = False) -> Tensor:
 def tensor_dtype(dtype: str) -> torch.dtype:
     """The dtype of a reference cache of that format: quantised ones keep what they give back, in float32."""
     return torch.float32 if FORMATS[dtype].rounded else getattr(torch, dtype)
+
+
+def signs(channels: int) -> tuple[int, ...]:
+    """Random signs of so many channels, the same always: a bit each, set for a minus, 32 in an int32."""
+    drawn = torch.randint(-(2**31), 2**31, (-(-channels // 32),), generator=torch.Generator().manual_seed(0))
+    return tuple(drawn.tolist())
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Rotate float32 `[..., channels]` at random: signs, then a Hadamard transform (TurboQuant, arXiv 2504.19874).
+
+    What stands out in a channel is spread over as many as the largest power of two that divides their number.
+    """
+    return _hadamard(x * _signs(x))
+
+
+def rotated_back(x: Tensor) -> Tensor:
+    """Undo `rotated`."""
+    return _hadamard(x) * _signs(x)
+
+
+def _signs(x: Tensor) -> Tensor:
+    bits = torch.tensor(signs(x.shape[-1]))[:, None] >> torch.arange(32) & 1
+    return 1.0 - 2.0 * bits.flatten()[: x.shape[-1]].to(x.dtype)
+
+
+def _hadamard(x: Tensor) -> Tensor:
+    channels = x.shape[-1]
+    size = channels & -channels
+    step = 1
+    while step < size:
+        a, b = x.unflatten(-1, (-1, 2, step)).unbind(-2)
+        x = torch.stack((a + b, a - b), -2).flatten(-3)
+        step *= 2
+    return x * size**-0.5

@@ -23,7 +23,7 @@ class KVCache:
     placeholders `<name>_k` and `<name>_v`. Slot `p` belongs to position `p`. `key_dtype` and `value_dtype` are names
     of specqd.cache_formats; see `reference.new_caches` on the tensors of quantised ones. If one of them rounds whole
     blocks (`whole_blocks`), a position is read rounded where its block lies more than `recent` positions before the
-    block of whoever reads it, and in BF16 where not.
+    block of whoever reads it, and in BF16 where not; with `rotated`, values lie rotated.
     """
 
     name: str
@@ -35,6 +35,7 @@ class KVCache:
     key_dtype: str = "bfloat16"
     value_dtype: str = "bfloat16"
     recent: int = 0
+    rotated: bool = False
 
     @property
     def planes(self) -> int:

@@ -18,7 +18,7 @@ from test_quantize_kv import cached
 
 import specqd
 from specqd.artifact import open_artifact
-from specqd.cache_formats import held
+from specqd.cache_formats import held, rotated, rotated_back
 from specqd.codegen import library
 from specqd.errors import ContractError, InputError
 from specqd.manifest import BLOCK
@@ -32,6 +32,7 @@ INT4 = QuantizeKV(keys="int4", values="int4")
 CHOICES = {
     "int4": INT4,
     "int4, 32 recent": QuantizeKV(keys="int4", values="int4", recent=32),
+    "int4, rotated": QuantizeKV(keys="int4", values="int4", rotate=True),
     "int4 keys, int8 values": QuantizeKV(keys="int4", values="int8"),
     "int4 keys": QuantizeKV(keys="int4", values="keep"),
     "int8 keys, int4 values": QuantizeKV(keys="int8", values="int4"),
@@ -88,6 +89,23 @@ def test_int4_keeps_what_is_equal_and_what_is_on_its_grid():
         assert torch.equal(held(x, "int4", keys=keys), x)
 
 
+@pytest.mark.parametrize(("channels", "size"), [(8, 8), (64, 64), (80, 16), (96, 32), (128, 128)])
+def test_a_rotation_spreads_each_channel_evenly_and_can_be_undone(channels, size):
+    matrix = rotated(torch.eye(channels))
+    assert torch.equal(matrix.abs() > 0, torch.block_diag(*[torch.ones(size, size)] * (channels // size)) > 0)
+    assert matrix[matrix != 0].abs().unique().numel() == 1
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(channels), rtol=0, atol=1e-6)
+    x = torch.randn(3, 5, channels, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rotated_back(rotated(x)), x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(rotated(x), x @ matrix, rtol=0, atol=1e-5)
+
+
+def test_the_signs_of_a_rotation_are_mixed_and_always_the_same():
+    first = rotated(torch.eye(128))[:, 0]  # where the Hadamard transform itself has no minus
+    assert 40 < int((first < 0).sum()) < 88
+    assert torch.equal(first, rotated(torch.eye(128))[:, 0])
+
+
 # -- the pass ----------------------------------------------------------------------------------------------------------
 
 
@@ -96,9 +114,14 @@ def test_caches_and_attention_say_what_they_round_to_and_from_where(program):  #
     made = QuantizeKV(keys="int4", values="int4", recent=32)(before).program
     assert {(c.key_dtype, c.value_dtype, c.recent) for c in made.caches.values()} == {("int4", "int4", 32)}
     calls = [n for n in made.target.graph.nodes if n.name.startswith("cached")]
-    assert [n.args[11:] for n in calls] == [("int4", "int4", None, 32)] * 3
+    assert [n.args[11:] for n in calls] == [("int4", "int4", None, 32, False)] * 3
     plain = [n.args[11:] for n in INT4(before).program.target.graph.nodes if n.name.startswith("cached")]
     assert plain == [("int4", "int4")] * 3
+    turned = QuantizeKV(values="int4", rotate=True)(before)
+    assert [c.rotated for c in turned.program.caches.values()] == [
+        c.value_dim % 8 == 0 for c in before.caches.values()
+    ]
+    assert all("and a Hadamard transform needs a multiple of 8" in r.why for r in turned.refusals)
     again = INT4(made)
     assert again.rewrites == 0 and again.program.caches == made.caches
     assert {r.why.split(":")[0] for r in again.refusals} == {
@@ -106,7 +129,9 @@ def test_caches_and_attention_say_what_they_round_to_and_from_where(program):  #
     }  # fmt: skip
     broken = made.copy()
     broken.caches["kv"] = replace(broken.caches["kv"], recent=16)
-    with pytest.raises(ContractError, match="keeps other positions of the cache kv than 16 in BF16"):
+    with pytest.raises(
+        ContractError, match="keeps other positions of the cache kv in BF16, or rotates otherwise"
+    ):
         QuantizeKV()(broken)
 
 
@@ -123,6 +148,7 @@ def test_a_cache_says_how_many_bytes_it_takes():
         ({"recent": 8, "keys": "int4"}, "8 recent positions are no whole blocks: give a multiple of 16"),
         ({"recent": -16, "keys": "int4"}, "-16 recent positions are no whole blocks"),
         ({"recent": 16}, "recent=16 is for int4, and int8 and int8 are rounded as they are written"),
+        ({"keys": "int4", "rotate": True}, "rotate is for int4 values, and they are int8 here"),
     ],
 )
 def test_recent_positions_are_whole_blocks_of_int4(options, message):
@@ -190,7 +216,8 @@ def test_the_reference_reads_each_position_by_the_distance_of_blocks(recent):
     [
         ("group of 8, heads of 64", "int4"),
         ("all at once", "int4, 32 recent"),
-        ("wide values, odd capacity", "int4 keys, int8 values"),
+        ("wide values, odd capacity", "int4, rotated"),
+        ("group of 3, heads of 12", "int4 keys, int8 values"),
         ("odd heads", "int8 keys, int4 values"),
         ("sees itself only", "int4 keys"),
     ],

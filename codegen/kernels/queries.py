@@ -12,6 +12,7 @@ from typing import Any
 from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.cache import Paged, Values
+from specqd.codegen.kernels.rotation import rotate
 from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, prefetch, splat, store, tirx
 from specqd.manifest import BLOCK
 
@@ -27,7 +28,7 @@ class Attention:
     """Shapes and options of one attention: `heads` queries over `kv_heads`.
 
     `adjacent`: the rows are known to be consecutive positions of one sequence. `by_block`: positions of different
-    blocks of the cache do not see the same in it.
+    blocks of the cache do not see the same in it. `signs`: those by which values are rotated, if they are.
     """
 
     rows: int
@@ -40,6 +41,7 @@ class Attention:
     window: int = 0
     softcap: float = 0.0
     by_block: bool = False
+    signs: tuple[int, ...] = ()
 
     @property
     def pairs(self) -> int:
@@ -259,5 +261,7 @@ class Queries:
             if totals is not None:
                 I.buffer_store(totals, self.top[g], [query * 2])
                 I.buffer_store(totals, inverse, [query * 2 + 1])
+            if self.a.signs:
+                rotate(mixed, self.a.value_dim, self.a.signs, back=True)
             with I.serial(0, self.a.value_dim) as d:
                 I.buffer_store(out, mixed[d] * inverse, [query * self.a.value_dim + d])

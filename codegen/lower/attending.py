@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from specqd.cache_formats import signs
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.attention import attention
 from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values
@@ -16,6 +17,7 @@ from specqd.codegen.kernels.move import move
 from specqd.codegen.kernels.pack_blocks import pack_blocks
 from specqd.codegen.kernels.queries import Attention
 from specqd.codegen.kernels.received import received
+from specqd.codegen.kernels.rotation import rotate
 from specqd.codegen.lower.values import Value, of_buffer
 from specqd.codegen.tir import I, f32, i32, local
 from specqd.errors import CodegenError
@@ -52,6 +54,7 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         window,
         softcap,
         cache.whole_blocks,
+        signs(cache.value_dim) if cache.rotated else (),
     )
     first, stride = f.layers.get(node, (int(layer), 0))
     where = i32(first) if f.step.iteration is None else f.step.iteration * stride + first
@@ -61,7 +64,7 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     with f.step.phase():
         _write_queries(f, shape, q, queries)
         _write(f, shape, k, written, written.keys, written.key_form)
-        _write(f, shape, v, written, written.values, written.value_form)
+        _write(f, shape, v, written, written.values, written.value_form, shape.signs)
     if paged.recent is not None:
         pack_blocks(shape, paged, paged.recent, f.step.phase)
     out = f.step.scratch(shape.rows * shape.heads * shape.value_dim, "float32")
@@ -131,8 +134,16 @@ def _write_queries(f: Any, a: Attention, q: Value, out: Any) -> None:
             I.buffer_store(out, f32(0.0), [u * (2 * a.pairs) + a.key_dim])
 
 
-def _write(f: Any, a: Attention, x: Value, cache: Paged, buffer: Any, form: Keys | Values) -> None:
-    """Write the keys or values of all rows to their places in the cache."""
+def _write(
+    f: Any,
+    a: Attention,
+    x: Value,
+    cache: Paged,
+    buffer: Any,
+    form: Keys | Values,
+    signs: tuple[int, ...] = (),
+) -> None:
+    """Write the keys or values of all rows to their places in the cache, rotated if there are signs."""
     size, lanes = form.channels, f.isa.lanes
     padded = -(-size // lanes) * lanes
     with f.step.parallel(a.rows * a.kv_heads) as u:
@@ -141,6 +152,8 @@ def _write(f: Any, a: Attention, x: Value, cache: Paged, buffer: Any, form: Keys
         for d in range(size, padded):
             I.buffer_store(line, f32(0.0), [d])
         _fill(f, x, head, row, size, lambda d, value: I.buffer_store(line, value, [d]))
+        if signs:
+            rotate(line, size, signs)
         plane = I.bind(cache.layer * a.kv_heads + head)
         table, slot = cache.stand(plane, row)
         block = I.bind(cache.block(plane, table, slot // BLOCK) * form.elements)

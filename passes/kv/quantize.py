@@ -35,14 +35,18 @@ class QuantizeKV(Pass):
        positions of keys, and for each position of values. A block of 16 positions is rounded when it is whole. Until
        then, and while it lies no more than `recent` positions before the block of whoever reads it, BF16 is read: what
        position q reads of p depends on nothing but q and p.
-    4. Refused: attention without a cache, a cache that is quantised already, and `int4` of a cache in which something
-       is selected.
+    4. With `rotate`, values of int4 are rotated before, by random signs and a Hadamard transform, and what attention
+       makes of them is rotated back (the first step of TurboQuant, arXiv 2504.19874): channels that stand out no longer
+       make the steps of all others coarse. Keys have a scale for each channel, and would gain nothing.
+    5. Refused: attention without a cache, a cache that is quantised already, and `int4` of a cache in which something
+       is selected, and a rotation of a number of channels that no 8 divides.
 
     Attributes:
         keys: what keys are rounded to.
         values: what values are rounded to.
         recent: positions before the block that is written which stay in BF16, with int4; a multiple of 16. With 0,
             sequences that begin alike can share whole blocks; with more they share nothing.
+        rotate: rotate values, with int4 values.
     """
 
     name = "quantize-kv"
@@ -50,9 +54,10 @@ class QuantizeKV(Pass):
     keys: _Dtype = "int8"
     values: _Dtype = "int8"
     recent: int = 0
+    rotate: bool = False
 
     def __post_init__(self) -> None:
-        """Check the recent positions."""
+        """Check what is for int4 alone."""
         super().__post_init__()
         if self.recent < 0 or self.recent % BLOCK:
             raise InputError(
@@ -62,6 +67,11 @@ class QuantizeKV(Pass):
             raise InputError(
                 f"{self.name}: recent={self.recent} is for int4, and {self.keys} and {self.values} are rounded as they "
                 "are written: leave it out"
+            )
+
+        if self.rotate and self.values != "int4":
+            raise InputError(
+                f"{self.name}: rotate is for int4 values, and they are {self.values} here: leave it out"
             )
 
     @property
@@ -95,20 +105,27 @@ class QuantizeKV(Pass):
                 cache, given = program.caches[cache_of(node)], arguments(node)
                 if _formats(cache) != (given["key_dtype"], given["value_dtype"]):
                     return f"{node.name} writes other formats to the cache {cache.name} than {cache.dtype}"
-                if cache.recent != given["recent"]:
-                    return f"{node.name} keeps other positions of the cache {cache.name} than {cache.recent} in BF16"
+                if (cache.recent, cache.rotated) != (given["recent"], given["rotate"]):
+                    return f"{node.name} keeps other positions of the cache {cache.name} in BF16, or rotates otherwise"
         return None
 
     def _quantised(self, cache: KVCache) -> KVCache:
         of_keys = cache.key_dtype if self.keys == "keep" else self.keys
         of_values = cache.value_dtype if self.values == "keep" else self.values
-        return dataclasses.replace(cache, key_dtype=of_keys, value_dtype=of_values, recent=self.recent)
+        return dataclasses.replace(
+            cache, key_dtype=of_keys, value_dtype=of_values, recent=self.recent, rotated=self.rotate
+        )
 
     def _unsuitable(self, program: Program, cache: KVCache) -> str | None:
         if program.selection and "int4" in {self.keys, self.values}:
             return (
                 f"positions of the cache {cache.name} are selected for {program.selection.entry}, and int4 rounds "
                 "whole blocks of the text together; choose int8, or leave select-kv out"
+            )
+        if self.rotate and cache.value_dim % 8:
+            return (
+                f"values of the cache {cache.name} have {cache.value_dim} channels, and a Hadamard transform needs a "
+                "multiple of 8; leave rotate out"
             )
         if FORMATS[cache.key_dtype].rounded or FORMATS[cache.value_dtype].rounded:
             return f"the cache {cache.name} is quantised already: {cache.dtype}"
@@ -117,8 +134,8 @@ class QuantizeKV(Pass):
     @staticmethod
     def _rewrite(node: fx.Node, cache: KVCache) -> fx.Node:
         given = (*node.args[:_PLAIN], *_formats(cache), *node.args[_PLAIN + 2 :])
-        if cache.recent:
-            given = (*given[:_RECEIVED], None, cache.recent)
+        if cache.recent or cache.rotated:
+            given = (*given[:_RECEIVED], None, cache.recent, cache.rotated)
         made = replace(node, torch.ops.specqd.cached_attention.default, given)
         node.graph.erase_node(node)  # it writes to a cache, so that nobody else dares to
         return made
