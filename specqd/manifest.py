@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "BLOCK",
+    "LONGEST_PASS",
     "OBSERVER",
     "SCHEMA_VERSION",
     "Arg",
@@ -32,7 +33,8 @@ SCHEMA_VERSION = 4
 #: positions in a block of a cache
 BLOCK = 16
 
-_LONGEST = 128  # rows of a pass, at most
+#: rows of a pass, at most
+LONGEST_PASS = 128
 
 #: the entry that tells how much attention each slot of the target's cache gets: see passes/kv/select.py
 OBSERVER = "observer"
@@ -222,7 +224,7 @@ def recent_blocks(recent: int) -> int:
 
     That is enough for the longest pass, wherever in a block it begins, and `recent` positions before that block.
     """
-    return (recent + _LONGEST) // BLOCK + 1
+    return (recent + LONGEST_PASS) // BLOCK + 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accounting import demand_every_block
-from compiled import RUNNABLE, Compiled, llama, random_tokens, threads
+from compiled import RUNNABLE, Compiled, llama, lowered, random_tokens, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_codegen_attention import CASES, Case, attention, tokens
@@ -20,7 +20,7 @@ import specqd
 from specqd.artifact import open_artifact
 from specqd.cache_formats import held, rotated, rotated_back
 from specqd.codegen import library
-from specqd.errors import ContractError, InputError
+from specqd.errors import CodegenError, ContractError, InputError
 from specqd.manifest import BLOCK
 from specqd.passes import Pipeline
 from specqd.passes.kv.quantize import QuantizeKV
@@ -406,3 +406,8 @@ def test_what_was_packed_is_fed_again_from_where_all_that_is_read_is_there(artif
         assert again == first[recent][back:30]
         engine.recent.forget(0)  # as who measures time does
         engine.feed("target", [text[17]], 17)
+
+
+def test_a_pass_that_recent_blocks_cannot_hold_is_refused():
+    with pytest.raises(CodegenError, match="129 rows does not fit into the recent blocks of the cache kv"):
+        lowered(INT4(attention(Case(key_dim=8, value_dim=8))).program, "target", 129)

@@ -35,6 +35,8 @@ class _Format(ABC):
     channels: int
     #: what the buffer is made of
     dtype: ClassVar[str]
+    #: channels in an element
+    packed: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -43,8 +45,8 @@ class _Format(ABC):
 
     @property
     def line(self) -> int:
-        """Elements of a line of the CPU's caches."""
-        return 512 // int(self.dtype.removeprefix("int"))
+        """Channels in a line of the CPU's caches."""
+        return 512 // int(self.dtype.removeprefix("int")) * self.packed
 
     @property
     def group(self) -> int:

@@ -70,6 +70,7 @@ class INT4Values(Values):
     """Bytes `[16][spans][16]`, of each 32 channels the first 16 in the low bits; then 16 words of scale and zero."""
 
     dtype = "int32"
+    packed = 8
 
     @property
     def _words(self) -> int:

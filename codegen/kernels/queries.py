@@ -208,11 +208,13 @@ class Queries:
             with I.serial(0, end - begin) as at:
                 b = bind(begin + at)
                 block = bind(cache.block(self.plane, self.table, base // BLOCK + b) * form.elements)
-                later = self._later(cache, base // BLOCK + b) * form.elements + tile * (lanes * span)
+                later = self._later(cache, base // BLOCK + b) * form.elements
+                later += tile * (lanes * span) // form.packed
                 weights = self._weights(cache, block, b, tile * (lanes * span), lanes * span)
                 with I.serial(0, tirx.min(count - b * BLOCK, i32(BLOCK))) as t:
                     for line in range(0, lanes * span, form.line):
-                        prefetch(cache.values, later + t * (form.elements // BLOCK) + line)
+                        first = later + t * (form.elements // BLOCK)
+                        prefetch(cache.values, first + line // form.packed)
                     for j in range(span):
                         v = form.vector(cache.values, block, t, (tile * span + j) * lanes, lanes)
                         of_group = weights[j * lanes // form.group]

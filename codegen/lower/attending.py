@@ -21,7 +21,7 @@ from specqd.codegen.kernels.rotation import rotate
 from specqd.codegen.lower.values import Value, of_buffer
 from specqd.codegen.tir import I, f32, i32, local
 from specqd.errors import CodegenError
-from specqd.manifest import BLOCK, recent_blocks
+from specqd.manifest import BLOCK, LONGEST_PASS, recent_blocks
 from specqd.program import KVCache, Program
 
 __all__ = ["FORMS", "cached_attention", "movers"]
@@ -83,6 +83,11 @@ def _paged(f: Any, cache: KVCache, layer: Any) -> Paged:
     parts, planes, recent = _forms(f.isa, cache), cache.planes, None
     rows = f.blocks, f.tables, f.positions, f.program.first_plane(cache.name)
     if cache.whole_blocks:
+        if f.step.rows > LONGEST_PASS:
+            raise CodegenError(
+                f"a pass of {f.step.rows} rows does not fit into the recent blocks of the cache {cache.name}: "
+                f"take {LONGEST_PASS} at most"
+            )
         forms = BF16Keys(f.isa, cache.key_dim), BF16Values(f.isa, cache.value_dim)
         turns = recent_blocks(cache.recent)
         buffers = [
