@@ -24,6 +24,7 @@ from specqd.errors import CodegenError, ContractError, InputError
 from specqd.manifest import BLOCK
 from specqd.passes import Pipeline
 from specqd.passes.kv.quantize import QuantizeKV
+from specqd.planning.recording import record
 from specqd.program import KVCache, Program
 from specqd.reference import run
 from specqd.runtime.engine import Engine
@@ -411,3 +412,15 @@ def test_what_was_packed_is_fed_again_from_where_all_that_is_read_is_there(artif
 def test_a_pass_that_recent_blocks_cannot_hold_is_refused():
     with pytest.raises(CodegenError, match="129 rows does not fit into the recent blocks of the cache kv"):
         lowered(INT4(attention(Case(key_dim=8, value_dim=8))).program, "target", 129)
+
+
+def test_a_recording_goes_back_to_blocks_that_were_packed(artifacts):
+    text = prompt(0, 165)
+    runs = record(Engine.open(artifacts[0], 1), text[:5], text[5:], ["draft"]).runs["draft"]
+    for n in (6, 17, 20, 33, 100):
+        engine, said = Engine.open(artifacts[0], 1), list[int]()
+        for at in range(n):
+            engine.feed("target", [text[at]], at)
+        for at in range(n - 1, n - 1 + len(runs[n].tokens)):
+            said.append(engine.feed("draft", [said[-1] if said else text[at]], at).token(0))
+        assert tuple(said) == runs[n].tokens
