@@ -94,14 +94,14 @@ def _attend_in_parts(
     given: tuple[float, int, float, Tensor | None, Tensor],
 ) -> Tensor:
     """Attend to slots up to `end` of which those of older blocks are rounded; a part is a cache, its format, which."""
-    plain = [cache[:, :end].unsqueeze(0).to(q.dtype) for cache, *_ in (keys, values)]
-    rounded = [
+    k, v = (cache[:, :end].unsqueeze(0).to(q.dtype) for cache, *_ in (keys, values))
+    of_keys, of_values = (
         held(x, dtype, keys=which) if dtype else x
-        for x, (_, dtype, which) in zip(plain, (keys, values), strict=True)
-    ]
+        for x, (_, dtype, which) in zip((k, v), (keys, values), strict=True)
+    )
     blocks = torch.arange(end, device=q.device) // BLOCK
     older = (given[-1] // BLOCK)[:, None] - blocks[None, :] > recent // BLOCK
-    return _attend(q, *plain, *given, (*rounded, older)).contiguous()
+    return _attend(q, k, v, *given, (of_keys, of_values, older)).contiguous()
 
 
 @torch.library.custom_op("specqd::cached_attention", mutates_args=("cache_k", "cache_v", "received"))

@@ -209,6 +209,8 @@ class Recent(Paged):
     Whoever stands in a block reads that and the `window` blocks before it here, and all before those packed.
     """
 
+    key_form: BF16Keys
+    value_form: BF16Values
     window: int = 0
     turns: int = 1
 

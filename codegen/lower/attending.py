@@ -80,28 +80,38 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
 
 def _paged(f: Any, cache: KVCache, layer: Any) -> Paged:
     """Declare the buffers of a cache."""
-    parts, planes, recent = _forms(f.isa, cache), cache.planes, None
-    rows = f.blocks, f.tables, f.positions, f.program.first_plane(cache.name)
-    if cache.whole_blocks:
-        if f.step.rows > LONGEST_PASS:
-            raise CodegenError(
-                f"a pass of {f.step.rows} rows does not fit into the recent blocks of the cache {cache.name}: "
-                f"take {LONGEST_PASS} at most"
-            )
-        forms = BF16Keys(f.isa, cache.key_dim), BF16Values(f.isa, cache.value_dim)
-        turns = recent_blocks(cache.recent)
-        buffers = [
-            f.step.cache(f"{cache.name}_recent_{part}", form.dtype, planes, turns * form.elements, "recent")
-            for part, form in zip("kv", forms, strict=True)
-        ]
-        pool = I.bind(buffers[0].shape[0] // (planes * forms[0].elements))
-        recent = Recent(*buffers, *forms, pool, layer, *rows, window=cache.recent // BLOCK, turns=turns)
-    buffers = [
-        f.step.cache(f"{cache.name}_{part}", form.dtype, planes, form.elements)
-        for part, form in zip("kv", parts, strict=True)
-    ]
-    pool = I.bind(buffers[0].shape[0] // (planes * parts[0].elements))
-    return Paged(*buffers, *parts, pool, layer, *rows, recent=recent)
+    of_keys, of_values = _forms(f.isa, cache)
+    keys, values, pool = _buffers(f, cache, of_keys, of_values)
+    recent = _recent(f, cache, layer) if cache.whole_blocks else None
+    first = f.program.first_plane(cache.name)
+    rows = f.blocks, f.tables, f.positions
+    return Paged(keys, values, of_keys, of_values, pool, layer, *rows, first, recent)
+
+
+def _recent(f: Any, cache: KVCache, layer: Any) -> Recent:
+    if f.step.rows > LONGEST_PASS:
+        raise CodegenError(
+            f"a pass of {f.step.rows} rows does not fit into the recent blocks of the cache {cache.name}: "
+            f"take {LONGEST_PASS} at most"
+        )
+    of_keys, of_values = BF16Keys(f.isa, cache.key_dim), BF16Values(f.isa, cache.value_dim)
+    turns = recent_blocks(cache.recent)
+    keys, values, pool = _buffers(f, cache, of_keys, of_values, turns)
+    first, window = f.program.first_plane(cache.name), cache.recent // BLOCK
+    rows = f.blocks, f.tables, f.positions
+    return Recent(keys, values, of_keys, of_values, pool, layer, *rows, first, None, window, turns)
+
+
+def _buffers(
+    f: Any, cache: KVCache, of_keys: Keys, of_values: Values, turns: int = 0
+) -> tuple[Any, Any, Any]:
+    """Return the buffers of keys and values and the blocks of a plane; with `turns`, of a sequence's recent ones."""
+    name, kind = (f"{cache.name}_recent", "recent") if turns else (cache.name, "cache")
+    keys, values = (
+        f.step.cache(f"{name}_{part}", form.dtype, cache.planes, form.elements * max(turns, 1), kind)
+        for part, form in (("k", of_keys), ("v", of_values))
+    )
+    return keys, values, I.bind(keys.shape[0] // (cache.planes * of_keys.elements))
 
 
 def movers(program: Program, isa: ISA) -> dict[str, Any]:
