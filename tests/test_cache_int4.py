@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accounting import demand_every_block
-from compiled import RUNNABLE, Compiled, llama, lowered, random_tokens, threads
+from compiled import EXTENDED, RUNNABLE, Compiled, llama, lowered, random_tokens, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_codegen_attention import CASES, Case, attention, tokens
@@ -218,9 +218,9 @@ def test_the_reference_reads_each_position_by_the_distance_of_blocks(recent):
         ("group of 8, heads of 64", "int4"),
         ("all at once", "int4, 32 recent"),
         ("wide values, odd capacity", "int4, rotated"),
-        ("group of 3, heads of 12", "int4 keys, int8 values"),
         ("odd heads", "int8 keys, int4 values"),
-        ("sees itself only", "int4 keys"),
+        pytest.param("group of 3, heads of 12", "int4 keys, int8 values", marks=EXTENDED),
+        pytest.param("sees itself only", "int4 keys", marks=EXTENDED),
     ],
 )
 def test_compiled_attention_gives_what_the_reference_gives_whatever_the_rows(name, choice):
@@ -272,7 +272,7 @@ def test_every_instruction_set_packs_alike(isa):
                 assert kept.tolist() == [scale, low]
 
 
-@pytest.fixture(scope="module", params=["int4", "int4, 32 recent"])
+@pytest.fixture(scope="module", params=["int4", pytest.param("int4, 32 recent", marks=EXTENDED)])
 def fed(request) -> tuple[Compiled, list[int], np.ndarray]:
     """A small model, a text, and the model's logits when that is fed one position at a time."""
     made = Compiled(CHOICES[request.param](llama()).program)
