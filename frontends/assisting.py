@@ -83,6 +83,7 @@ class Assistant:
     def _next(self, text: list[int]) -> tuple[int, float]:
         """Feed what is new in `text`; return the token after it and its probability."""
         fed = min(_agreement(self._fed, text), len(text) - 1)
+        fed = self._engine.recent.reached(self._entry, self._sequence, fed)
         if len(text) - fed > self._engine.room(self._entry, fed):
             for rows in reversed(self._engine.rows(self._filler)):
                 while len(text) - 1 - fed >= rows:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "BLOCK",
+    "LONGEST_PASS",
     "OBSERVER",
     "SCHEMA_VERSION",
     "Arg",
@@ -24,12 +25,16 @@ __all__ = [
     "Manifest",
     "Refused",
     "Selection",
+    "recent_blocks",
 ]
 
 SCHEMA_VERSION = 4
 
 #: positions in a block of a cache
 BLOCK = 16
+
+#: rows of a pass, at most
+LONGEST_PASS = 128
 
 #: the entry that tells how much attention each slot of the target's cache gets: see passes/kv/select.py
 OBSERVER = "observer"
@@ -47,15 +52,16 @@ class Arg(_Record):
     (float32 `[rows, 2]`: how sure they are, see codegen/kernels/argmax.py) and `logits` (float32) are the caller's;
     so is `received` (float32 `[planes, capacity]`, the attention that each slot got) of an observer; a `cache` is
     state, shared by all functions that name it, of any number of blocks of 16 positions: it lies as `[planes, blocks,
-    elements]` and its shape is that of one block, `[planes, elements]`; `blocks` (int32, of any size) are the tables
-    that say which blocks hold a sequence (see Paged in codegen/kernels/cache.py); a `scratch` means nothing between
-    calls; a `weight` lies in the weight file. `gathered`: only one row a token is read of it.
+    elements]` and its shape is that of one block, `[planes, elements]`; `recent` is state of which each sequence has
+    its own, `[planes, sequences, elements]`, and its shape is that of one sequence; `blocks` (int32, of any size) are
+    the tables that say which blocks hold a sequence (see Paged in codegen/kernels/cache.py); a `scratch` means nothing
+    between calls; a `weight` lies in the weight file. `gathered`: only one row a token is read of it.
     """
 
     name: str
     kind: Literal[
-        "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "received", "cache", "scratch",
-        "weight",
+        "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "received", "cache", "recent",
+        "scratch", "weight",
     ]  # fmt: skip
     dtype: str
     shape: tuple[int, ...]
@@ -93,7 +99,8 @@ class LevelRecord(_Record):
 class CacheRecord(_Record):
     """A cache's planes, one for each layer and key head: they are the model's from `first_plane` on.
 
-    The formats are names of specqd.cache_formats.
+    The formats are names of specqd.cache_formats. `recent`: how many positions before the block that is written are
+    read in BF16 too, if whole blocks are packed.
     """
 
     layers: int
@@ -101,6 +108,7 @@ class CacheRecord(_Record):
     first_plane: int
     key_dtype: str
     value_dtype: str
+    recent: int | None = None
 
     @property
     def planes(self) -> int:
@@ -196,14 +204,27 @@ class Manifest(_Record):
         return sum(cache.planes for cache in self.caches.values())
 
     def cache_bytes(self, positions: int) -> int:
-        """Bytes of all caches that hold so many positions."""
+        """Bytes of all caches that hold so many positions, recent blocks aside."""
         return -(-positions // BLOCK) * sum(self.sizes("cache").values())
+
+    @property
+    def recent_bytes(self) -> int:
+        """Bytes of all recent blocks of a sequence."""
+        return sum(self.sizes("recent").values())
 
     @property
     def memory(self) -> int:
         """Bytes that running takes beyond the interpreter, estimated: weights once, full caches and scratch."""
         rest = sum(sum(self.sizes(kind).values()) for kind in ("weight", "scratch", "logits"))
-        return rest + self.cache_bytes(self.capacity)
+        return rest + self.cache_bytes(self.capacity) + self.recent_bytes
+
+
+def recent_blocks(recent: int) -> int:
+    """Blocks of a sequence that are kept in BF16 beside packed ones.
+
+    That is enough for the longest pass, wherever in a block it begins, and `recent` positions before that block.
+    """
+    return (recent + LONGEST_PASS) // BLOCK + 1
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from specqd.cache_formats import held
+from specqd.cache_formats import FORMATS, held, rotated, rotated_back
+from specqd.manifest import BLOCK
 
 __all__ = [
     "REFINED_TOGETHER", "among_all", "cached_attention", "causal_attention", "linear_int8", "linear_mxfp4",
@@ -26,11 +27,18 @@ def _attend(
     softcap: float,
     sinks: Tensor | None,
     q_pos: Tensor,
+    rounded: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Attend float32 `q [B, H, S, D]` to `k, v [B, KV, T, D]` where key slot t may be seen by positions >= t."""
+    """Attend float32 `q [B, H, S, D]` to `k, v [B, KV, T, D]` where key slot t may be seen by positions >= t.
+
+    `rounded`: other keys and values, and bool `[S, T]` that says which rows see which slots in that form.
+    """
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scores = (q @ k.transpose(-1, -2)) * scale
+    if rounded:
+        keys, others, where = (x.repeat_interleave(groups, dim=1) if x.dim() == 4 else x for x in rounded)
+        scores = torch.where(where, (q @ keys.transpose(-1, -2)) * scale, scores)
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
     slots = torch.arange(k.shape[2], device=q.device)
@@ -43,6 +51,10 @@ def _attend(
         weights = torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
     else:
         weights = torch.softmax(scores, dim=-1)
+    if rounded:
+        return (weights.masked_fill(where, 0.0) @ v + weights.masked_fill(~where, 0.0) @ others).transpose(
+            1, 2
+        )
     return (weights @ v).transpose(1, 2)
 
 
@@ -73,6 +85,25 @@ def _(q, k, v, scale, layer, window, softcap, sinks):  # type: ignore[no-untyped
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
 
 
+def _attend_in_parts(
+    q: Tensor,
+    keys: tuple[Tensor, str, bool],
+    values: tuple[Tensor, str, bool],
+    end: int,
+    recent: int,
+    given: tuple[float, int, float, Tensor | None, Tensor],
+) -> Tensor:
+    """Attend to slots up to `end` of which those of older blocks are rounded; a part is a cache, its format, which."""
+    k, v = (cache[:, :end].unsqueeze(0).to(q.dtype) for cache, *_ in (keys, values))
+    of_keys, of_values = (
+        held(x, dtype, keys=which) if dtype else x
+        for x, (_, dtype, which) in zip((k, v), (keys, values), strict=True)
+    )
+    blocks = torch.arange(end, device=q.device) // BLOCK
+    older = (given[-1] // BLOCK)[:, None] - blocks[None, :] > recent // BLOCK
+    return _attend(q, k, v, *given, (of_keys, of_values, older)).contiguous()
+
+
 @torch.library.custom_op("specqd::cached_attention", mutates_args=("cache_k", "cache_v", "received"))
 def cached_attention(
     q: Tensor,
@@ -89,16 +120,26 @@ def cached_attention(
     key_dtype: str = "",
     value_dtype: str = "",
     received: Tensor | None = None,
+    recent: int = 0,
+    rotate: bool = False,
 ) -> Tensor:
     """Write `k, v` into slot `positions` of layer `layer` of the cache, then attend to slots up to each position.
 
     Shapes as `causal_attention` with B = 1, `positions int64 [1, S]` consecutive, caches as in
     `specqd.program.KVCache`. Keys and values are rounded to the cache's dtype before they are used; `key_dtype` and
-    `value_dtype` name a format of specqd.cache_formats that they are rounded to before. `received float32
-    [layers, KV, capacity]` gets the weight that each slot up to the last position was given, the mean over the rows and
-    the queries of a key head.
+    `value_dtype` name a format of specqd.cache_formats that they are rounded to before, or, if one of them rounds whole
+    blocks, when they are read by a position whose block begins more than `recent` positions after theirs. With
+    `rotate`, values are rotated before that, and the result back. `received float32 [layers, KV, capacity]` gets the
+    weight that each slot up to the last position was given, the mean over the rows and the queries of a key head.
     """
     where = positions[0]
+    if any(dtype and FORMATS[dtype].whole_blocks for dtype in (key_dtype, value_dtype)):
+        for new, cache in ((k, cache_k), (rotated(v) if rotate else v, cache_v)):
+            cache[layer, :, where] = new[0].to(cache.dtype)
+        given = (scale, window, softcap, sinks, where)
+        parts = ((cache_k[layer], key_dtype, True), (cache_v[layer], value_dtype, False))
+        mixed = _attend_in_parts(q, *parts, int(where[-1]) + 1, recent, given)
+        return rotated_back(mixed) if rotate else mixed
     for new, cache, dtype in ((k, cache_k, key_dtype), (v, cache_v, value_dtype)):
         cache[layer, :, where] = (held(new[0], dtype) if dtype else new[0]).to(cache.dtype)
     end = int(where[-1]) + 1

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from specqd.cache_formats import FORMATS
+from specqd.cache_formats import FORMATS, KEY_FORMATS
 from specqd.errors import InputError
 from specqd.manifest import Selection
 
@@ -21,7 +21,9 @@ class KVCache:
 
     Held as two tensors, `[layers, kv_heads, capacity, key_dim]` and `[..., value_dim]`, that graphs take as
     placeholders `<name>_k` and `<name>_v`. Slot `p` belongs to position `p`. `key_dtype` and `value_dtype` are names
-    of specqd.cache_formats; see `reference.new_caches` on the tensors of quantised ones.
+    of specqd.cache_formats; see `reference.new_caches` on the tensors of quantised ones. If one of them rounds whole
+    blocks (`whole_blocks`), a position is read rounded where its block lies more than `recent` positions before the
+    block of whoever reads it, and in BF16 where not; with `rotated`, values lie rotated.
     """
 
     name: str
@@ -32,11 +34,18 @@ class KVCache:
     capacity: int
     key_dtype: str = "bfloat16"
     value_dtype: str = "bfloat16"
+    recent: int = 0
+    rotated: bool = False
 
     @property
     def planes(self) -> int:
         """Key heads of all layers."""
         return self.layers * self.kv_heads
+
+    @property
+    def whole_blocks(self) -> bool:
+        """Whether a block is rounded when all its positions are there."""
+        return FORMATS[self.key_dtype].whole_blocks or FORMATS[self.value_dtype].whole_blocks
 
     @property
     def dtype(self) -> str:
@@ -47,10 +56,10 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        """Memory of the whole cache in bytes."""
-        parts = ((self.key_dtype, self.key_dim), (self.value_dtype, self.value_dim))
-        vectors = sum(FORMATS[dtype].vector_bytes(channels) for dtype, channels in parts)
-        return self.layers * self.kv_heads * self.capacity * vectors
+        """Memory of the whole cache in bytes, that of recent blocks aside."""
+        keys = KEY_FORMATS[self.key_dtype].vector_bytes(self.key_dim)
+        values = FORMATS[self.value_dtype].vector_bytes(self.value_dim)
+        return self.layers * self.kv_heads * self.capacity * (keys + values)
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,16 @@ def _seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
 def new_caches(program: Program) -> dict[str, torch.Tensor]:
     """Make zeroed tensors for every placeholder that the program's caches declare, and for what an observer says.
 
-    A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes.
+    A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes. One
+    that rounds whole blocks keeps BF16, and what it reads is rounded.
     """
     caches = {}
     for c in program.caches.values():
         parts = (("k", c.key_dim, c.key_dtype), ("v", c.value_dim, c.value_dtype))
         for part, channels, dtype in parts:
             shape = c.layers, c.kv_heads, c.capacity, channels
-            caches[f"{c.name}_{part}"] = torch.zeros(shape, dtype=tensor_dtype(dtype))
+            kept = torch.bfloat16 if c.whole_blocks else tensor_dtype(dtype)
+            caches[f"{c.name}_{part}"] = torch.zeros(shape, dtype=kept)
         if program.selection:
             caches[f"{c.name}_received"] = torch.zeros(c.layers, c.kv_heads, c.capacity)
     return caches

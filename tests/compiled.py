@@ -134,9 +134,11 @@ class Compiled:
         most = max((c.capacity for c in program.caches.values()), default=BLOCK)
         each = -(-most // BLOCK)
         self.pool = self.SEQUENCES * each
-        # A sequence's tables: none of its own for each plane, nothing missing, its blocks.
-        self.blocks = array((self.SEQUENCES, 2 + each), "int32")
-        self.blocks[:, 2:] = np.random.default_rng(0).permutation(self.pool).reshape(-1, each)
+        # A sequence's tables: which one it is, none of its own for each plane, nothing missing, its blocks.
+        self.blocks = array((self.SEQUENCES, 3 + each), "int32")
+        self.blocks[:, 0] = np.arange(self.SEQUENCES)
+        self.tables = self.blocks[:, 3:]
+        self.tables[:] = np.random.default_rng(0).permutation(self.pool).reshape(-1, each)
         self.received: dict[str, np.ndarray] = {}
         self._functions: dict[tuple[str, int, bool], tuple[Any, list[Any], dict[str, np.ndarray]]] = {}
 
@@ -157,7 +159,7 @@ class Compiled:
         tokens, positions, sequences = zip(*rows, strict=True)
         arrays["tokens"][:] = tokens
         arrays["positions"][:] = positions
-        arrays["tables"][:] = np.array(sequences) * self.blocks.shape[1]
+        arrays["tables"][:] = np.array(sequences) * self.blocks.shape[1] + 1
         call(*arguments)
         logits = arrays["logits"].reshape(len(arrays["next"]), -1).copy()
         assert np.array_equal(arrays["next"], logits.argmax(-1)) or np.isnan(logits).any()
@@ -191,8 +193,9 @@ class Compiled:
             return self._weights[p.name]
         if p.kind == "blocks":
             return tensor(self.blocks.reshape(-1))
-        if p.kind == "cache":
-            buffer = self.caches.setdefault(p.name, array((self.pool * math.prod(p.shape),), p.dtype))
+        if p.kind in {"cache", "recent"}:
+            count = self.pool if p.kind == "cache" else self.SEQUENCES
+            buffer = self.caches.setdefault(p.name, array((count * math.prod(p.shape),), p.dtype))
         else:
             buffer = array(p.shape, p.dtype)
         arrays[p.name] = buffer

@@ -130,7 +130,7 @@ def test_rows_of_several_sequences(
 
 def copy_sequence(compiled: Compiled, sequence: int) -> None:
     """Let a sequence's blocks hold what those of sequence 0 hold."""
-    tables = compiled.blocks[:, 2:]
+    tables = compiled.tables
     for cache in compiled.caches.values():
         blocks = cache.reshape(PLANES, compiled.pool, -1)
         blocks[:, tables[sequence]] = blocks[:, tables[0]]

@@ -53,7 +53,7 @@ def drafted(program: Program, text: list[int], shares: bool) -> Tensor:
         at = torch.tensor([[place]])
         held = {name: cache.clone() for name, cache in caches.items()} if shares else caches
         rows.append(run(program, draft, torch.tensor([[token]]), at, held)[0, 0])
-        run(program, program.target, torch.tensor([[token]]), at, caches)
+        run(program, program.target, torch.tensor([[token]]), at, caches=caches)
     return torch.stack(rows)
 
 

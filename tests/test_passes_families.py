@@ -44,7 +44,7 @@ def test_logits_stay_and_a_cache_fed_in_pieces_gives_them_too(family):
     pieces, at = [], 0
     for rows in (1, 3, 1, 5, 2, 4, 1):
         where = torch.arange(at, at + rows)[None]
-        pieces.append(run(program, program.target, TOKENS[:, at : at + rows], where, caches))
+        pieces.append(run(program, program.target, TOKENS[:, at : at + rows], where, caches=caches))
         at += rows
     expected = run(captured(family), captured(family).target, TOKENS)
     assert_close(torch.cat(pieces, 1), expected, rtol=1e-5, atol=3e-5)

@@ -67,7 +67,7 @@ def test_any_split_of_a_sequence_gives_the_stateless_logits(program, cuts):
     tokens, caches = torch.arange(LENGTH)[None] % VOCAB, new_caches(cached)
     ends = [*sorted(cuts), LENGTH]
     rows = [
-        run(cached, cached.target, tokens[:, a:b], torch.arange(a, b)[None], caches)
+        run(cached, cached.target, tokens[:, a:b], torch.arange(a, b)[None], caches=caches)
         for a, b in zip([0, *ends], ends, strict=False)
     ]
     assert_close(torch.cat(rows, 1), logits(program), rtol=1e-5, atol=1e-5)
@@ -132,8 +132,8 @@ def test_a_shared_draft_continues_where_the_target_stopped(program):
         program = step(program).program
     shared = ShareKV()(program, "draft").program
     tokens, caches = torch.arange(LENGTH)[None] % VOCAB, new_caches(shared)
-    run(shared, shared.target, tokens[:, :6], torch.arange(6)[None], caches)
-    rest = run(shared, shared.entries["draft"], tokens[:, 6:], torch.arange(6, LENGTH)[None], caches)
+    run(shared, shared.target, tokens[:, :6], torch.arange(6)[None], caches=caches)
+    rest = run(shared, shared.entries["draft"], tokens[:, 6:], torch.arange(6, LENGTH)[None], caches=caches)
     assert_close(rest, logits(program)[:, 6:], rtol=1e-5, atol=1e-5)
 
 

@@ -152,7 +152,7 @@ def test_every_instruction_set_rounds_alike(isa):
         x = made.program.weights[part][tokens(16)].view(16, 2, width).transpose(0, 1)
         scale = (x.abs().amax(-1, keepdim=True) / 127).bfloat16()
         integers = (x * scale.float().reciprocal()).round().to(torch.int8).numpy()
-        blocks = made.caches[f"kv_{part}"].reshape(2, made.pool, -1)[:, made.blocks[0, 2]].view(np.int8)
+        blocks = made.caches[f"kv_{part}"].reshape(2, made.pool, -1)[:, made.tables[0, 0]].view(np.int8)
         scales = np.ascontiguousarray(blocks[:, -32:]).view(np.int16)
         assert np.array_equal(scales, scale[..., 0].view(torch.int16).numpy())
         kept = blocks[:, :-32]

@@ -47,16 +47,20 @@ def attention(
             plane = bind(cache.layer * a.kv_heads + head)
             Queries(isa, a, (count, width), queries, cache, plane, row).run(q, scores, out, totals)
 
-        if rows == 1 or a.adjacent:
+        if rows == 1 or (a.adjacent and not a.by_block):
             attend(row, rows)
             return
-        together = [
-            tirx.all(
-                cache.tables[row + r] == cache.tables[row],
-                cache.positions[row + r] == cache.positions[row] + r,
-            )
-            for r in range(1, rows)
-        ]
+        together = []
+        if not a.adjacent:
+            together += [
+                tirx.all(
+                    cache.tables[row + r] == cache.tables[row],
+                    cache.positions[row + r] == cache.positions[row] + r,
+                )
+                for r in range(1, rows)
+            ]
+        if a.by_block:
+            together.append(cache.positions[row] % BLOCK <= BLOCK - rows)
         with I.If(tirx.all(*together)):
             with I.Then():
                 attend(row, rows)
@@ -76,4 +80,5 @@ def query_tile(isa: ISA, a: Attention) -> tuple[int, int, int]:
         # Loading and widening a vector costs about as much as multiplying it with three queries.
         return -(-tasks // THREADS) * (3 + rows * width)
 
-    return width, heads, min(range(1, min(a.rows, max(1, limit // width)) + 1), key=cost)
+    sizes = [r for r in range(1, min(a.rows, max(1, limit // width)) + 1) if not a.by_block or BLOCK % r == 0]
+    return width, heads, min(sizes, key=cost)

@@ -4,6 +4,9 @@ A cache is made of planes, one for each layer and key head; a plane of blocks: a
 sequence lie. In a block of keys pairs of channels lie outside and positions inside, so that scores are a small matrix
 kernel without horizontal sums; values lie position by position. Scales follow the numbers that they belong to, in the
 same block: what it means depends on nothing else.
+
+A format that rounds whole blocks has beside it the newest blocks of each sequence in BF16, which newer ones replace in
+turn: positions are written there, and a block is packed from there by the pass that makes it whole.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ from typing import Any, ClassVar
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.activations import bf16_bits
-from specqd.codegen.tir import I, bind, i32, load, splat, tirx
+from specqd.codegen.tir import I, bind, f32, i32, load, local, splat, tirx
 from specqd.manifest import BLOCK
 
-__all__ = ["BF16Keys", "BF16Values", "Keys", "Paged", "Values", "as_float"]
+__all__ = ["BF16Keys", "BF16Values", "Keys", "Paged", "Recent", "Values", "as_float"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class _Format(ABC):
     channels: int
     #: what the buffer is made of
     dtype: ClassVar[str]
+    #: channels in an element
+    packed: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -40,8 +45,8 @@ class _Format(ABC):
 
     @property
     def line(self) -> int:
-        """Elements of a line of the CPU's caches."""
-        return 512 // int(self.dtype.removeprefix("int"))
+        """Channels in a line of the CPU's caches."""
+        return 512 // int(self.dtype.removeprefix("int")) * self.packed
 
     @property
     def group(self) -> int:
@@ -51,6 +56,17 @@ class _Format(ABC):
     @abstractmethod
     def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
         """Write the line of a position; it may be overwritten meanwhile."""
+
+    def pack(self, buffer: Any, base: Any, recent: BF16Keys | BF16Values, source: Any, of: Any) -> None:
+        """Write a whole block that begins at `of` in the BF16 buffer `source`: position by position."""
+        lanes = self.isa.lanes
+        padded = -(-self.channels // lanes) * lanes
+        line = local(padded, "float32")
+        for d in range(self.channels, padded):
+            I.buffer_store(line, f32(0.0), [d])
+        with I.serial(0, BLOCK) as slot:
+            recent.read(source, of, slot, line)
+            self.write(buffer, base, slot, line)
 
     @abstractmethod
     def parts(self) -> list[tuple[int, int, int, int]]:
@@ -103,6 +119,14 @@ class BF16Keys(Keys):
             word = tirx.bitwise_or(bf16_bits(line[d * 2]), high)
             I.buffer_store(buffer, word, [base + d * BLOCK + slot])
 
+    def read(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
+        """Read the line of a position back."""
+        with I.serial(0, self.pairs) as d:
+            word = bind(buffer[base + d * BLOCK + slot])
+            I.buffer_store(line, as_float(tirx.shift_left(word, i32(16)), 1), [d * 2])
+            with I.If(d * 2 + 1 < self.channels), I.Then():
+                I.buffer_store(line, as_float(tirx.bitwise_and(word, i32(-65536)), 1), [d * 2 + 1])
+
     def pair(self, buffer: Any, base: Any, pair: Any, slot: int) -> tuple[Any, Any]:
         """Shift and mask."""
         lanes = self.isa.lanes
@@ -131,6 +155,11 @@ class BF16Values(Values):
         with I.serial(0, self.channels) as d:
             I.buffer_store(buffer, tirx.Cast("int16", bf16_bits(line[d])), [first + d])
 
+    def read(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
+        """Read the line of a position back."""
+        with I.serial(0, self.channels) as d:
+            I.buffer_store(line, self.vector(buffer, base, slot, d, 1), [d])
+
     def vector(self, buffer: Any, base: Any, slot: Any, channel: Any, lanes: int) -> Any:
         """Widen and shift."""
         words = load(buffer, base + slot * self.channels + channel, lanes)
@@ -147,7 +176,7 @@ class Paged:
     row's place in its sequence. First comes how far the table of a plane is from that of the plane before (0: they
     share one), counted from the model's first, of which this cache has those from `first` on. A table begins with
     how many positions of the sequence are not in the cache any more; then come the blocks of those that are, in
-    order: its slots.
+    order: its slots. `recent`: the newest blocks in BF16, if others are packed.
     """
 
     keys: Any
@@ -160,6 +189,7 @@ class Paged:
     tables: Any
     positions: Any
     first: int = 0
+    recent: Recent | None = None
 
     def stand(self, plane: Any, row: Any) -> tuple[Any, Any]:
         """Return where the row's table for a plane begins, and the row's slot."""
@@ -170,6 +200,24 @@ class Paged:
     def block(self, plane: Any, table: Any, index: Any) -> Any:
         """Where block `index` of a table lies in a plane, counted in blocks from the buffer's begin."""
         return plane * self.pool + self.blocks[table + 1 + index]
+
+
+@dataclass(frozen=True)
+class Recent(Paged):
+    """The newest blocks of each sequence in BF16: block `index` of it in turn `index % turns`.
+
+    Whoever stands in a block reads that and the `window` blocks before it here, and all before those packed.
+    """
+
+    key_form: BF16Keys
+    value_form: BF16Values
+    window: int = 0
+    turns: int = 1
+
+    def block(self, plane: Any, table: Any, index: Any) -> Any:
+        """Where block `index` of the sequence with that table lies."""
+        # All planes share one table, and before that stands the sequence's number (BlockTables in runtime/blocks.py).
+        return plane * self.pool + self.blocks[table - 2] * self.turns + tirx.floormod(index, self.turns)
 
 
 def as_float(bits: Any, lanes: int) -> Any:

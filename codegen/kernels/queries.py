@@ -11,7 +11,8 @@ from typing import Any
 
 from specqd.codegen import maths
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.kernels.cache import Paged
+from specqd.codegen.kernels.cache import Paged, Values
+from specqd.codegen.kernels.rotation import rotate
 from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, prefetch, splat, store, tirx
 from specqd.manifest import BLOCK
 
@@ -26,7 +27,8 @@ _LOW = -1e30
 class Attention:
     """Shapes and options of one attention: `heads` queries over `kv_heads`.
 
-    `adjacent`: the rows are known to be consecutive positions of one sequence.
+    `adjacent`: the rows are known to be consecutive positions of one sequence. `by_block`: positions of different
+    blocks of the cache do not see the same in it. `signs`: those by which values are rotated, if they are.
     """
 
     rows: int
@@ -38,6 +40,8 @@ class Attention:
     adjacent: bool = False
     window: int = 0
     softcap: float = 0.0
+    by_block: bool = False
+    signs: tuple[int, ...] = ()
 
     @property
     def pairs(self) -> int:
@@ -49,7 +53,8 @@ class Queries:
     """Queries that share a key head: `width` heads of each of some consecutive positions of one sequence.
 
     `query` is the first of them, `row` the row it belongs to; `plane` is the layer's key head. Positions that only
-    later rows see are masked in the earlier ones, where they weigh exactly nothing.
+    later rows see are masked in the earlier ones, where they weigh exactly nothing. Of a cache with recent blocks, all
+    rows are in one block.
     """
 
     def __init__(
@@ -90,24 +95,32 @@ class Queries:
         """Multiply the queries with `count` keys from position `base`."""
         limit = max(1, self.isa.accumulators * self.isa.lanes // BLOCK)
         # Few queries take several blocks at a time, to have enough independent sums.
-        wide = min(4, max(1, limit // len(self.queries)))
-        blocks = bind((count + (BLOCK - 1)) // BLOCK)
-        with I.serial(0, blocks // wide) as b:
-            self._score_blocks(q, base, b * wide, wide)
-        if wide > 1:
-            with I.serial(0, blocks % wide) as b:
-                self._score_blocks(q, base, blocks // wide * wide + b, 1)
+        most = min(4, max(1, limit // len(self.queries)))
+        for cache, begin, end in self._parts(base, count):
+            blocks, wide = end - begin, most if cache is self.cache else 1
+            with I.serial(0, blocks // wide) as b:
+                self._score_blocks(cache, q, base, begin + b * wide, wide)
+            if wide > 1:
+                with I.serial(0, blocks % wide) as b:
+                    self._score_blocks(cache, q, base, begin + blocks // wide * wide + b, 1)
 
-    def _score_blocks(self, q: Any, base: Any, first: Any, wide: int) -> None:
-        a, lanes, form = self.a, self.isa.lanes, self.cache.key_form
+    def _parts(self, base: Any, count: Any) -> list[tuple[Paged, Any, Any]]:
+        """Return where the blocks lie that hold `count` positions from `base`, and which, counted from there."""
+        blocks, recent = bind((count + (BLOCK - 1)) // BLOCK), self.cache.recent
+        if recent is None:
+            return [(self.cache, i32(0), blocks)]
+        older = self.slot // BLOCK - recent.window - base // BLOCK
+        border = bind(tirx.max(tirx.min(older, blocks), i32(0)))
+        return [(self.cache, i32(0), border), (recent, border, blocks)]
+
+    def _score_blocks(self, cache: Paged, q: Any, base: Any, first: Any, wide: int) -> None:
+        a, lanes, form = self.a, self.isa.lanes, cache.key_form
         index = bind(base // BLOCK + first)
-        blocks = [
-            bind(self.cache.block(self.plane, self.table, index + b) * form.elements) for b in range(wide)
-        ]
-        later = [self._later(index + b) * form.elements for b in range(wide)]
-        sums = self._multiply(q, blocks, later, 0)
+        blocks = [bind(cache.block(self.plane, self.table, index + b) * form.elements) for b in range(wide)]
+        later = [self._later(cache, index + b) * form.elements for b in range(wide)]
+        sums = self._multiply(cache, q, blocks, later, 0)
         for group in range(1, -(-a.key_dim // form.group)):
-            for total, more in zip(sums, self._multiply(q, blocks, later, group), strict=True):
+            for total, more in zip(sums, self._multiply(cache, q, blocks, later, group), strict=True):
                 for v in range(0, wide * BLOCK, lanes):
                     store(total, v, load(total, v, lanes) + load(more, v, lanes), lanes)
         for head, scores in zip(sums, self.scores, strict=True):
@@ -119,13 +132,13 @@ class Queries:
                         value = maths.tanh(value * f32(1 / a.softcap)) * f32(a.softcap)
                     I.buffer_store(scores, value, [first * BLOCK + at + v])
 
-    def _later(self, index: Any) -> Any:
+    def _later(self, cache: Paged, index: Any) -> Any:
         """Where the block lies that is read a chunk after block `index`, or the last one."""
-        return bind(self.cache.block(self.plane, self.table, tirx.min(index + CHUNK // BLOCK, self.last)))
+        return bind(cache.block(self.plane, self.table, tirx.min(index + CHUNK // BLOCK, self.last)))
 
-    def _multiply(self, q: Any, blocks: list[Any], later: list[Any], group: int) -> list[Any]:
+    def _multiply(self, cache: Paged, q: Any, blocks: list[Any], later: list[Any], group: int) -> list[Any]:
         """Multiply the queries with one group of channels of whole blocks of keys, a local buffer each."""
-        isa, lanes, form, keys = self.isa, self.isa.lanes, self.cache.key_form, self.cache.keys
+        isa, lanes, form, keys = self.isa, self.isa.lanes, cache.key_form, cache.keys
         places = [(at, blocks[at // BLOCK], at % BLOCK) for at in range(0, len(blocks) * BLOCK, lanes)]
         sums = [local(len(blocks) * BLOCK, "float32") for _ in self.queries]
         for head in sums:
@@ -180,23 +193,30 @@ class Queries:
 
     def mix(self, base: Any, count: Any) -> None:
         """Add `count` values from position `base`, in order, each times its weight."""
-        a, form = self.a, self.cache.value_form
-        lanes, span = self._value_tile()
+        for cache, begin, end in self._parts(base, count):
+            self._mix_blocks(cache, base, begin, end, count)
+
+    def _mix_blocks(self, cache: Paged, base: Any, begin: Any, end: Any, count: Any) -> None:
+        a, form = self.a, cache.value_form
+        lanes, span = self._value_tile(form)
         kind = f"float32x{lanes}" if lanes > 1 else "float32"
         with I.serial(0, a.value_dim // (lanes * span)) as tile:
             acc = [local(span * lanes, "float32") for _ in self.queries]
             for head, mixed in zip(acc, self.mixed, strict=True):
                 for j in range(span):
                     store(head, j * lanes, load(mixed, (tile * span + j) * lanes, lanes), lanes)
-            with I.serial(0, (count + (BLOCK - 1)) // BLOCK) as b:
-                block = bind(self.cache.block(self.plane, self.table, base // BLOCK + b) * form.elements)
-                later = self._later(base // BLOCK + b) * form.elements + tile * (lanes * span)
-                weights = self._weights(block, b, tile * (lanes * span), lanes * span)
+            with I.serial(0, end - begin) as at:
+                b = bind(begin + at)
+                block = bind(cache.block(self.plane, self.table, base // BLOCK + b) * form.elements)
+                later = self._later(cache, base // BLOCK + b) * form.elements
+                later += tile * (lanes * span) // form.packed
+                weights = self._weights(cache, block, b, tile * (lanes * span), lanes * span)
                 with I.serial(0, tirx.min(count - b * BLOCK, i32(BLOCK))) as t:
                     for line in range(0, lanes * span, form.line):
-                        prefetch(self.cache.values, later + t * (form.elements // BLOCK) + line)
+                        first = later + t * (form.elements // BLOCK)
+                        prefetch(cache.values, first + line // form.packed)
                     for j in range(span):
-                        v = form.vector(self.cache.values, block, t, (tile * span + j) * lanes, lanes)
+                        v = form.vector(cache.values, block, t, (tile * span + j) * lanes, lanes)
                         of_group = weights[j * lanes // form.group]
                         for head, weight in zip(acc, of_group, strict=True):
                             old = load(head, j * lanes, lanes)
@@ -206,9 +226,9 @@ class Queries:
                 for j in range(span):
                     store(mixed, (tile * span + j) * lanes, load(head, j * lanes, lanes), lanes)
 
-    def _value_tile(self) -> tuple[int, int]:
+    def _value_tile(self, form: Values) -> tuple[int, int]:
         """Lanes of a vector of value channels, and vectors that are mixed at once: of whole groups, or within one."""
-        a, lanes, group = self.a, self.isa.lanes, self.cache.value_form.group
+        a, lanes, group = self.a, self.isa.lanes, form.group
         while a.value_dim % lanes or group % lanes:
             lanes //= 2
         span = max(1, min(self.isa.accumulators // len(self.queries), a.value_dim // lanes))
@@ -216,12 +236,14 @@ class Queries:
             span -= 1
         return lanes, span
 
-    def _weights(self, block: Any, b: Any, channel: Any, size: int) -> list[list[Callable[[Any], Any]]]:
+    def _weights(
+        self, cache: Paged, block: Any, b: Any, channel: Any, size: int
+    ) -> list[list[Callable[[Any], Any]]]:
         """For each group of `size` channels from `channel`, and each query: what a value of the block weighs."""
-        form, lanes = self.cache.value_form, self.isa.lanes
+        form, lanes = cache.value_form, self.isa.lanes
         groups = [channel // form.group + i for i in range(max(1, size // form.group))]
         scales = [
-            [form.scales(self.cache.values, block, group, slot) for slot in range(0, BLOCK, lanes)]
+            [form.scales(cache.values, block, group, slot) for slot in range(0, BLOCK, lanes)]
             for group in groups
         ]
         return [[self._scaled(weights, b, of_group) for weights in self.scores] for of_group in scales]
@@ -241,5 +263,7 @@ class Queries:
             if totals is not None:
                 I.buffer_store(totals, self.top[g], [query * 2])
                 I.buffer_store(totals, inverse, [query * 2 + 1])
+            if self.a.signs:
+                rotate(mixed, self.a.value_dim, self.a.signs, back=True)
             with I.serial(0, self.a.value_dim) as d:
                 I.buffer_store(out, mixed[d] * inverse, [query * self.a.value_dim + d])

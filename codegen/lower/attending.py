@@ -7,17 +7,21 @@ from typing import Any
 
 from torch import fx
 
+from specqd.cache_formats import signs
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.attention import attention
-from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Values
+from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values
+from specqd.codegen.kernels.cache_int4 import INT4Keys, INT4Values
 from specqd.codegen.kernels.cache_int8 import INT8Keys, INT8Values
 from specqd.codegen.kernels.move import move
+from specqd.codegen.kernels.pack_blocks import pack_blocks
 from specqd.codegen.kernels.queries import Attention
 from specqd.codegen.kernels.received import received
+from specqd.codegen.kernels.rotation import rotate
 from specqd.codegen.lower.values import Value, of_buffer
 from specqd.codegen.tir import I, f32, i32, local
 from specqd.errors import CodegenError
-from specqd.manifest import BLOCK
+from specqd.manifest import BLOCK, LONGEST_PASS, recent_blocks
 from specqd.program import KVCache, Program
 
 __all__ = ["FORMS", "cached_attention", "movers"]
@@ -27,6 +31,7 @@ _RECEIVED = 13  # the place of `received` among the arguments of cached_attentio
 FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
     "bfloat16": (BF16Keys, BF16Values),
     "int8": (INT8Keys, INT8Values),
+    "int4": (INT4Keys, INT4Values),
 }
 """How keys and values of each format of specqd.cache_formats lie in memory."""
 
@@ -36,25 +41,32 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     q, k, v = (f.argument(x) for x in node.args[:3])
     name = f.env[node.args[3]].removesuffix("_k")
     cache = f.program.caches[name]
-    key_form, value_form = _forms(f.isa, cache)
     scale, layer, window, softcap, sinks = node.args[6:11]
     observed = node.args[_RECEIVED:] not in ((), (None,))
     shape = Attention(
-        f.step.rows, q.shape[1], k.shape[1], q.shape[3], v.shape[3], scale, f.adjacent, window, softcap
+        f.step.rows,
+        q.shape[1],
+        k.shape[1],
+        q.shape[3],
+        v.shape[3],
+        scale,
+        f.adjacent,
+        window,
+        softcap,
+        cache.whole_blocks,
+        signs(cache.value_dim) if cache.rotated else (),
     )
     first, stride = f.layers.get(node, (int(layer), 0))
     where = i32(first) if f.step.iteration is None else f.step.iteration * stride + first
-    planes = cache.planes
-    keys = f.step.cache(f"{name}_k", key_form.dtype, planes, key_form.elements)
-    values = f.step.cache(f"{name}_v", value_form.dtype, planes, value_form.elements)
-    pool = I.bind(keys.shape[0] // (planes * key_form.elements))
-    first = f.program.first_plane(name)
-    paged = Paged(keys, values, key_form, value_form, pool, where, f.blocks, f.tables, f.positions, first)
+    paged = _paged(f, cache, where)
+    written = paged.recent or paged
     queries = f.step.scratch(shape.rows * shape.heads * shape.pairs * 2, "float32")
     with f.step.phase():
         _write_queries(f, shape, q, queries)
-        _write(f, shape, k, paged, paged.keys, key_form)
-        _write(f, shape, v, paged, paged.values, value_form)
+        _write(f, shape, k, written, written.keys, written.key_form)
+        _write(f, shape, v, written, written.values, written.value_form, shape.signs)
+    if paged.recent is not None:
+        pack_blocks(shape, paged, paged.recent, f.step.phase)
     out = f.step.scratch(shape.rows * shape.heads * shape.value_dim, "float32")
     sink = f.argument(sinks) if sinks is not None else None
     of_head = None if sink is None else lambda head: sink.at([head])
@@ -64,6 +76,42 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         weights = f.step.parameter("received", "received", "float32", (f.program.planes * cache.capacity,))
         received(f.isa, shape, queries, paged, totals, weights, cache.capacity, f.step.phase)
     return of_buffer(f.space, out, (1, shape.rows, shape.heads, shape.value_dim), "float32")
+
+
+def _paged(f: Any, cache: KVCache, layer: Any) -> Paged:
+    """Declare the buffers of a cache."""
+    of_keys, of_values = _forms(f.isa, cache)
+    keys, values, pool = _buffers(f, cache, of_keys, of_values)
+    recent = _recent(f, cache, layer) if cache.whole_blocks else None
+    first = f.program.first_plane(cache.name)
+    rows = f.blocks, f.tables, f.positions
+    return Paged(keys, values, of_keys, of_values, pool, layer, *rows, first, recent)
+
+
+def _recent(f: Any, cache: KVCache, layer: Any) -> Recent:
+    if f.step.rows > LONGEST_PASS:
+        raise CodegenError(
+            f"a pass of {f.step.rows} rows does not fit into the recent blocks of the cache {cache.name}: "
+            f"take {LONGEST_PASS} at most"
+        )
+    of_keys, of_values = BF16Keys(f.isa, cache.key_dim), BF16Values(f.isa, cache.value_dim)
+    turns = recent_blocks(cache.recent)
+    keys, values, pool = _buffers(f, cache, of_keys, of_values, turns)
+    first, window = f.program.first_plane(cache.name), cache.recent // BLOCK
+    rows = f.blocks, f.tables, f.positions
+    return Recent(keys, values, of_keys, of_values, pool, layer, *rows, first, None, window, turns)
+
+
+def _buffers(
+    f: Any, cache: KVCache, of_keys: Keys, of_values: Values, turns: int = 0
+) -> tuple[Any, Any, Any]:
+    """Return the buffers of keys and values and the blocks of a plane; with `turns`, of a sequence's recent ones."""
+    name, kind = (f"{cache.name}_recent", "recent") if turns else (cache.name, "cache")
+    keys, values = (
+        f.step.cache(f"{name}_{part}", form.dtype, cache.planes, form.elements * max(turns, 1), kind)
+        for part, form in (("k", of_keys), ("v", of_values))
+    )
+    return keys, values, I.bind(keys.shape[0] // (cache.planes * of_keys.elements))
 
 
 def movers(program: Program, isa: ISA) -> dict[str, Any]:
@@ -101,8 +149,16 @@ def _write_queries(f: Any, a: Attention, q: Value, out: Any) -> None:
             I.buffer_store(out, f32(0.0), [u * (2 * a.pairs) + a.key_dim])
 
 
-def _write(f: Any, a: Attention, x: Value, cache: Paged, buffer: Any, form: Keys | Values) -> None:
-    """Write the keys or values of all rows to their places in the cache."""
+def _write(
+    f: Any,
+    a: Attention,
+    x: Value,
+    cache: Paged,
+    buffer: Any,
+    form: Keys | Values,
+    signs: tuple[int, ...] = (),
+) -> None:
+    """Write the keys or values of all rows to their places in the cache, rotated if there are signs."""
     size, lanes = form.channels, f.isa.lanes
     padded = -(-size // lanes) * lanes
     with f.step.parallel(a.rows * a.kv_heads) as u:
@@ -111,6 +167,8 @@ def _write(f: Any, a: Attention, x: Value, cache: Paged, buffer: Any, form: Keys
         for d in range(size, padded):
             I.buffer_store(line, f32(0.0), [d])
         _fill(f, x, head, row, size, lambda d, value: I.buffer_store(line, value, [d]))
+        if signs:
+            rotate(line, size, signs)
         plane = I.bind(cache.layer * a.kv_heads + head)
         table, slot = cache.stand(plane, row)
         block = I.bind(cache.block(plane, table, slot // BLOCK) * form.elements)

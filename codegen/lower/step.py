@@ -23,7 +23,7 @@ __all__ = ["INT32", "Parameter", "Step"]
 INT32 = 2**31
 
 Kind = Literal[
-    "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "received", "cache", "scratch",
+    "tokens", "positions", "tables", "blocks", "next", "sums", "logits", "received", "cache", "recent", "scratch",
     "weight",
 ]  # fmt: skip
 
@@ -32,7 +32,8 @@ Kind = Literal[
 class Parameter:
     """One argument of the compiled function, in order.
 
-    The shape of a cache is that of one block of positions; the buffer has as many as the caller likes.
+    The shape of a cache is that of one block of positions, that of `recent` blocks is those of one sequence; the buffer
+    has as many as the caller likes.
     """
 
     name: str
@@ -92,11 +93,9 @@ class Step:
             return buffer, self.iteration * packed.size
         return buffer, tirx.Cast("int64", self.iteration) * tirx.const(packed.size, "int64")
 
-    def cache(self, name: str, dtype: str, planes: int, size: int) -> Any:
+    def cache(self, name: str, dtype: str, planes: int, size: int, kind: Kind = "cache") -> Any:
         """Return the flat buffer of a cache: `planes` of any number of blocks of positions, `size` elements each."""
-        return self._sized(
-            name, "cache", dtype, (planes, size), tirx.Var(f"{_identifier(name)}_size", "int32")
-        )
+        return self._sized(name, kind, dtype, (planes, size), tirx.Var(f"{_identifier(name)}_size", "int32"))
 
     def blocks(self) -> Any:
         """Return the buffer of block tables, of any size."""

@@ -10,6 +10,8 @@ import torch
 from torch import fx
 
 from specqd.cache_formats import FORMATS
+from specqd.errors import InputError
+from specqd.manifest import BLOCK
 from specqd.passes.contract import Pass, Refusal
 from specqd.passes.match import arguments, cache_of, calls
 from specqd.passes.rewrite import replace
@@ -17,8 +19,9 @@ from specqd.program import Entry, KVCache, Program
 
 __all__ = ["QuantizeKV"]
 
-_Dtype = Literal["keep", "int8"]
+_Dtype = Literal["keep", "int8", "int4"]
 _PLAIN = 11  # arguments of cached_attention before those that say how the cache is quantised
+_RECEIVED = 13  # the place of `received`, before `recent`
 
 
 class QuantizeKV(Pass):
@@ -28,17 +31,48 @@ class QuantizeKV(Pass):
 
     1. The caches of the entry get the formats, and so do all entries that share them: a cache has one format.
     2. `int8` is symmetric, with a BF16 scale for each position and head.
-    3. Refused: attention without a cache, and a cache that is quantised already.
+    3. `int4` is asymmetric, as KIVI (arXiv 2402.02750): a scale and a zero point, BF16, for each channel of 16
+       positions of keys, and for each position of values. A block of 16 positions is rounded when it is whole. Until
+       then, and while it lies no more than `recent` positions before the block of whoever reads it, BF16 is read: what
+       position q reads of p depends on nothing but q and p.
+    4. With `rotate`, values of int4 are rotated before, by random signs and a Hadamard transform, and what attention
+       makes of them is rotated back (the first step of TurboQuant, arXiv 2504.19874): channels that stand out no longer
+       make the steps of all others coarse. Keys have a scale for each channel, and would gain nothing.
+    5. Refused: attention without a cache, a cache that is quantised already, and `int4` of a cache in which something
+       is selected, and a rotation of a number of channels that no 8 divides.
 
     Attributes:
         keys: what keys are rounded to.
         values: what values are rounded to.
+        recent: positions before the block that is written which stay in BF16, with int4; a multiple of 16. With 0,
+            sequences that begin alike can share whole blocks; with more they share nothing.
+        rotate: rotate values, with int4 values.
     """
 
     name = "quantize-kv"
     for_language_models = True
     keys: _Dtype = "int8"
     values: _Dtype = "int8"
+    recent: int = 0
+    rotate: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what is for int4 alone."""
+        super().__post_init__()
+        if self.recent < 0 or self.recent % BLOCK:
+            raise InputError(
+                f"{self.name}: {self.recent} recent positions are no whole blocks: give a multiple of {BLOCK}"
+            )
+        if self.recent and "int4" not in {self.keys, self.values}:
+            raise InputError(
+                f"{self.name}: recent={self.recent} is for int4, and {self.keys} and {self.values} are rounded as they "
+                "are written: leave it out"
+            )
+
+        if self.rotate and self.values != "int4":
+            raise InputError(
+                f"{self.name}: rotate is for int4 values, and they are {self.values} here: leave it out"
+            )
 
     @property
     def lossless(self) -> bool:
@@ -53,8 +87,8 @@ class QuantizeKV(Pass):
                 yield Refusal(node.name, "this attention has no cache yet; put insert-kv-cache first")
             elif calls(node, torch.ops.specqd.cached_attention):
                 cache = program.caches[cache_of(node)]
-                chosen[cache.name] = self._quantised(cache)
-                reason = self._unsuitable(cache)
+                reason = self._unsuitable(program, cache)
+                chosen[cache.name] = cache if reason else self._quantised(cache)
                 if reason:
                     yield Refusal(node.name, reason)
         changed = {name for name, cache in chosen.items() if program.caches[name] != cache}
@@ -71,16 +105,28 @@ class QuantizeKV(Pass):
                 cache, given = program.caches[cache_of(node)], arguments(node)
                 if _formats(cache) != (given["key_dtype"], given["value_dtype"]):
                     return f"{node.name} writes other formats to the cache {cache.name} than {cache.dtype}"
+                if (cache.recent, cache.rotated) != (given["recent"], given["rotate"]):
+                    return f"{node.name} keeps other positions of the cache {cache.name} in BF16, or rotates otherwise"
         return None
 
     def _quantised(self, cache: KVCache) -> KVCache:
-        if self._unsuitable(cache):
-            return cache
         of_keys = cache.key_dtype if self.keys == "keep" else self.keys
         of_values = cache.value_dtype if self.values == "keep" else self.values
-        return dataclasses.replace(cache, key_dtype=of_keys, value_dtype=of_values)
+        return dataclasses.replace(
+            cache, key_dtype=of_keys, value_dtype=of_values, recent=self.recent, rotated=self.rotate
+        )
 
-    def _unsuitable(self, cache: KVCache) -> str | None:
+    def _unsuitable(self, program: Program, cache: KVCache) -> str | None:
+        if program.selection and "int4" in {self.keys, self.values}:
+            return (
+                f"positions of the cache {cache.name} are selected for {program.selection.entry}, and int4 rounds "
+                "whole blocks of the text together; choose int8, or leave select-kv out"
+            )
+        if self.rotate and cache.value_dim % 8:
+            return (
+                f"values of the cache {cache.name} have {cache.value_dim} channels, and a Hadamard transform needs a "
+                "multiple of 8; leave rotate out"
+            )
         if FORMATS[cache.key_dtype].rounded or FORMATS[cache.value_dtype].rounded:
             return f"the cache {cache.name} is quantised already: {cache.dtype}"
         return None
@@ -88,6 +134,8 @@ class QuantizeKV(Pass):
     @staticmethod
     def _rewrite(node: fx.Node, cache: KVCache) -> fx.Node:
         given = (*node.args[:_PLAIN], *_formats(cache), *node.args[_PLAIN + 2 :])
+        if cache.recent or cache.rotated:
+            given = (*given[:_RECEIVED], None, cache.recent, cache.rotated)
         made = replace(node, torch.ops.specqd.cached_attention.default, given)
         node.graph.erase_node(node)  # it writes to a cache, so that nobody else dares to
         return made

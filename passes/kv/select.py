@@ -37,9 +37,10 @@ class SelectKV(Pass):
        selection, the newest ones. The output is that of the model with this cache, and speculation leaves it so.
     2. On a draft that shares the target's cache: the target keeps everything, and the draft attends to the selected
        blocks only. The output cannot change. Layers may keep different numbers of them (pyramidkv).
-    3. Refused: an entry without a cache, layers with a sliding window (slots would no longer say how far a position is
-       away), a draft with a cache of its own, a program in which something is selected already, an
-       entry named observer, and in the target a method that gives layers sizes of their own.
+    3. Refused: an entry without a cache, one whose format rounds whole blocks (int4), layers with a sliding window
+       (slots would no longer say how far a position is away), a draft with a cache of its own, a program in which
+       something is selected already, an entry named observer, and in the target a method that gives layers sizes of
+       their own.
 
     Attributes:
         method: how to score: a name of `specqd.selection` whose methods need no more than what slots received, and the
@@ -181,6 +182,12 @@ class SelectKV(Pass):
             return (
                 f"{windowed[0]} attends to a sliding window, and slots of a selected cache do not say how far apart "
                 "positions are; such a model needs little cache as it is"
+            )
+        whole = [name for name in own if program.caches[name].whole_blocks]
+        if whole:
+            return (
+                f"the cache {whole[0]} ({program.caches[whole[0]].dtype}) rounds whole blocks of the text together, "
+                "and what is selected is none; choose quantize-kv{keys=int8,values=int8}"
             )
         if not set(own) <= set(shared):
             return f"{entry.name} has a cache of its own; put share-kv first"

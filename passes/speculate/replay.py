@@ -78,7 +78,8 @@ class Replay(Interpreter):
         cache, layer = str(given["cache_k"].target), int(given["layer"])
         q, k, v = (self.env[given[name]] for name in ("q", "k", "v"))
         sinks = None if given["sinks"] is None else self.env[given["sinks"]]
-        k, v = (held(x[0], dtype) for x, dtype in zip((k, v), self._dtypes[cache], strict=True))
+        of_keys, of_values = self._dtypes[cache]
+        k, v = held(k[0], of_keys, keys=True), held(v[0], of_values)
         self.held[cache, layer] = k, v
         keys, values = self._of_target.get((cache, layer), (k, v))
         options = given["scale"], given["window"], given["softcap"], sinks

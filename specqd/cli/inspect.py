@@ -87,6 +87,17 @@ def _caches(manifest: Manifest) -> Iterator[str]:
             f"{name}: {cache.layers} layers x {cache.kv_heads} heads, {keys:.0f} bytes of {cache.key_dtype} keys and "
             f"{values:.0f} of {cache.value_dtype} values a position"
         )
+        if cache.recent is not None:
+            recent = sum(manifest.sizes("recent")[f"{name}_recent_{part}"] for part in "kv")
+            yield (
+                f"{name}: packed block by block, beside {recent / 1e6:.1f} MB a sequence for the newest in BF16, of "
+                f"which the block that is written and {cache.recent} positions before it are read"
+            )
+            yield f"{name}: " + (
+                "texts that begin alike share nothing: BF16 that the first rows after it read would be gone"
+                if cache.recent
+                else "texts that begin alike share whole blocks"
+            )
 
 
 def _selection(selection: Selection) -> str:
@@ -100,7 +111,7 @@ def _memory(manifest: Manifest) -> dict[str, Any]:
     entries = dict.fromkeys(function.entry for function in manifest.functions)
     return {
         "weights": sum(manifest.sizes("weight").values()),
-        "caches": manifest.cache_bytes(manifest.capacity),
+        "caches": manifest.cache_bytes(manifest.capacity) + manifest.recent_bytes,
         "scratch": sum(manifest.sizes("scratch").values()),
         "weights_of": {entry: sum(manifest.sizes("weight", entry).values()) for entry in entries},
     }

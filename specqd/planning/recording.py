@@ -43,14 +43,24 @@ def record(engine: Engine, prompt: Sequence[int], answer: Sequence[int], drafts:
         # Last the target: who shares its cache must find there what the target writes.
         for entry in (draft, target):
             _feed(engine, entry, text)
+        runs[draft] = {}
         # From the end: what a run writes lies behind all that the runs after it read.
-        runs[draft] = {n: _run(engine, draft, text, n) for n in range(len(text) - 1, len(prompt), -1)}
+        for n in range(len(text) - 1, len(prompt), -1):
+            _go_back(engine, (draft, target), text, n - 1)
+            runs[draft][n] = _run(engine, draft, text, n)
     return Recording(len(prompt), text, runs)
 
 
-def _feed(engine: Engine, entry: str, text: Sequence[int]) -> None:
-    """Fill the caches of an entry with all of the text but its last token."""
-    done = 0
+def _go_back(engine: Engine, entries: Sequence[str], text: Sequence[int], position: int) -> None:
+    """Feed again, entry by entry, what is read to go on at a position and is not in the caches any more."""
+    start = min(engine.recent.reached(entry, 0, position) for entry in entries)
+    if start < position:
+        for entry in entries:
+            _feed(engine, entry, text[: position + 1], start)
+
+
+def _feed(engine: Engine, entry: str, text: Sequence[int], done: int = 0) -> None:
+    """Fill the caches of an entry with all of the text but its last token, of which the first `done` are there."""
     while done < len(text) - 1:
         rows = max(size for size in engine.rows(entry) if size <= len(text) - 1 - done)
         engine.feed(entry, text[done : done + rows], done)

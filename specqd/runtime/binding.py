@@ -52,6 +52,7 @@ class Memory:
                     f"the cache {name} would take {needed[name]} bytes and compiled code reaches {reached}: load with "
                     "fewer `sequences` or `cache_tokens`, or compile with a smaller `--context`"
                 )
+        needed.update({name: size * tables.sequences for name, size in manifest.sizes("recent").items()})
         needed.update(manifest.sizes("scratch"))
         self._buffers = {name: aligned(size) for name, size in needed.items()}
         self._planes = [
@@ -79,7 +80,7 @@ class Memory:
             return found.reshape(arg.shape)
         if arg.kind == "blocks":
             return self._tables.flat
-        if arg.kind == "cache":
+        if arg.kind in {"cache", "recent"}:
             return self._buffers[arg.name].view(arg.dtype)
         memory = self._buffers[arg.name] if arg.kind == "scratch" else aligned(arg.nbytes)
         return memory[: arg.nbytes].view(arg.dtype).reshape(arg.shape)

@@ -31,33 +31,36 @@ def pool_size(manifest: Manifest, sequences: int, positions: int | None, megabyt
         raise InputError(f"cannot hold {sequences} sequences in {positions} positions: give 1 or more")
     most = sequences * blocks_for(manifest.capacity)
     if megabytes is not None:
-        block = manifest.cache_bytes(BLOCK) / 1e6
-        if not megabytes >= block:
-            whole = manifest.cache_bytes(manifest.capacity) / 1e6
+        block, recent = manifest.cache_bytes(BLOCK) / 1e6, sequences * manifest.recent_bytes / 1e6
+        if not megabytes >= block + recent:
+            whole = (manifest.cache_bytes(manifest.capacity) + manifest.recent_bytes) / 1e6
+            beside = f" beside {recent:.3g} MB for recent blocks of each sequence" if recent else ""
             raise InputError(
-                f"a cache of {megabytes:g} MB holds not even a block of {BLOCK} tokens, which takes {block:.3g} MB: "
-                f"give more `cache_mb` (a sequence of all {manifest.capacity} tokens takes {whole:.3g})"
+                f"a cache of {megabytes:g} MB holds not even a block of {BLOCK} tokens, which takes {block:.3g} MB"
+                f"{beside}: give more `cache_mb` (a sequence of all {manifest.capacity} tokens takes {whole:.3g})"
             )
-        return min(most, int(min(megabytes / block, most)))
+        return min(most, int(min((megabytes - recent) / block, most)))
     return most if positions is None else min(most, blocks_for(positions))
 
 
 class BlockTables:
     """Tables of `sequences` sequences of at most `capacity` positions each, over a pool of `pool` blocks.
 
-    `flat`, int32, is what compiled code reads; a sequence's tables begin at `begin(sequence)`, all planes sharing one
-    (see Paged in codegen/kernels/cache.py), and the last of it, `beside`, are other tables. `texts` counts the texts
-    that a sequence had. Blocks are given out when positions are first fed, and `reserve` sets them aside before, so
-    that a sequence that was let in never runs out of them. All caches of an engine follow the same tables.
+    `flat`, int32, is what compiled code reads; a sequence's tables begin at `begin(sequence)`, after its number, all
+    planes sharing one (see Paged in codegen/kernels/cache.py), and the last of it, `beside`, are other tables. `texts`
+    counts the texts that a sequence had. Blocks are given out when positions are first fed, and `reserve` sets them
+    aside before, so that a sequence that was let in never runs out of them. All caches of an engine follow the same
+    tables.
 
     Each block is either free, or held by one or more sequences (`share`), or kept: held by none, but known to `index`
     by its text. Kept blocks are given out when no others are free, the least recently used first.
     """
 
     def __init__(self, sequences: int, capacity: int, pool: int, beside: int = 0) -> None:
-        self._each = 2 + blocks_for(capacity)
+        self._each = 3 + blocks_for(capacity)
         self.sequences, self.pool = sequences, pool
         self.flat = aligned((sequences * self._each + beside) * 4).view(np.int32)
+        self.flat[: sequences * self._each : self._each] = range(sequences)
         self.beside = self.flat[sequences * self._each :]
         self.texts = [0] * sequences
         self.index = PrefixIndex()
@@ -76,7 +79,7 @@ class BlockTables:
 
     def begin(self, sequence: int) -> int:
         """Index in `flat` of the sequence's tables."""
-        return sequence * self._each
+        return sequence * self._each + 1
 
     def blocks(self, sequence: int) -> list[int]:
         """Return the blocks that the sequence holds, in the order of its positions."""

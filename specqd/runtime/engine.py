@@ -20,6 +20,7 @@ from specqd.runtime.crowding import Crowding
 from specqd.runtime.draft_selection import DraftSelection
 from specqd.runtime.library import load_functions, set_threads
 from specqd.runtime.output import Output
+from specqd.runtime.recent import RecentBlocks
 from specqd.runtime.selecting import Schedule
 from specqd.runtime.selections import drops, selection_of, tables_size
 from specqd.runtime.threads import ThreadChoice, available_cpus
@@ -79,8 +80,9 @@ class Engine:
         self.seconds = 0.0  # spent in compiled code so far
         self.find = load_functions(artifact.library, self.threads)
         self.memory = Memory(manifest, read_weights(artifact.weights), self.tables)
+        self.recent = RecentBlocks(manifest, self.tables)
         # What is moved within a cache is no longer the text that others know.
-        self.prefix_sharing = prefix_sharing and not drops(manifest)
+        self.prefix_sharing = prefix_sharing and not drops(manifest) and self.recent.shares
         self._selection = selection_of(manifest, self.tables, self.memory, self.find)
         self._bound = {
             (f.entry, f.rows): bind(f, self.find(f.symbol), self.memory) for f in manifest.functions
@@ -188,6 +190,7 @@ class Engine:
                 raise self._does_not_fit(entry, start, end)
             if min(tokens) < 0 or max(tokens) >= vocabulary:
                 tokens = self._known(tokens, vocabulary)
+            self.recent.feed(entry, piece.sequence, start, end)
             self.tables.hold(piece.sequence, end - self.tables.dropped(piece.sequence))
             bound.tokens[first:last] = tokens
             bound.positions[first:last] = range(start, end)

@@ -80,10 +80,12 @@ class PrefixIndex:
         tokens: Sequence[int],
         entries: Iterable[str],
         needed: Collection[str],
+        *,
+        whole_blocks: bool = False,
     ) -> Prefix:
         """Find the longest beginning of `tokens`, whose chain is `digests`, that all `needed` entries have fed.
 
-        How far each of the `entries` has fed it is said too.
+        How far each of the `entries` has fed it is said too. `whole_blocks`: nothing counts that is less than one.
         """
         blocks: list[int] = []
         for after in digests[1 : len(tokens) // BLOCK + 1]:
@@ -93,15 +95,16 @@ class PrefixIndex:
             blocks.append(block)
         start = len(blocks) * BLOCK
         rest, most = None, 0
-        for block in self._after.get(digests[len(blocks)], ()):
+        for block in () if whole_blocks else self._after.get(digests[len(blocks)], ()):
             known = self._known[block]
             agreed = min(known.agreeing(tokens[start : start + BLOCK]), known.fed_by(needed))
             if agreed > most:
                 rest, most = block, agreed
         parts = [(block, BLOCK) for block in blocks] + ([] if rest is None else [(rest, most)])
-        return Prefix(
-            start + most, tuple(blocks), rest, {entry: self._fed(entry, parts) for entry in entries}
-        )
+        fed = {entry: self._fed(entry, parts) for entry in entries}
+        if whole_blocks:
+            fed = {entry: count // BLOCK * BLOCK for entry, count in fed.items()}
+        return Prefix(start + most, tuple(blocks), rest, fed)
 
     def _fed(self, entry: str, parts: Iterable[tuple[int, int]]) -> int:
         """Positions that an entry has fed without a gap of blocks of which so many count."""

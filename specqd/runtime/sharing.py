@@ -1,9 +1,9 @@
 """Sharing: a sequence begins with the blocks of earlier ones whose text began alike, and leaves its own to later ones.
 
 Whole blocks are shared and never written to by the target again; of one in which the texts part, the sequence gets a
-copy. A block may have been fed by the target alone: a draft with a cache of its own then feeds its part late,
-whoever holds the block. That is no conflict, for they all write the same bits (see row invariance in
-docs/architecture.md).
+copy, unless the cache packs whole blocks: what those are packed from is the other sequence's own. A block may have been
+fed by the target alone: a draft with a cache of its own then feeds its part late, whoever holds the block. That is no
+conflict, for they all write the same bits (see row invariance in docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Sharing:
     def find(self) -> Prefix:
         """Find what is known of the prompt; its last token must be fed in any case, to learn what follows."""
         entries = [one.entry for one in self._levels]
-        return self._engine.tables.index.find(self._digests, self._prompt[:-1], entries, self._needed)
+        index, packs = self._engine.tables.index, self._engine.recent.packs
+        return index.find(self._digests, self._prompt[:-1], entries, self._needed, whole_blocks=packs)
 
     def enter(self, sequence: int, positions: int) -> int | None:
         """Let the sequence, which holds nothing, begin with what is known, and set aside blocks for `positions`.
@@ -67,7 +68,7 @@ class Sharing:
         places = {
             place for noted, now in zip(self._noted, fed, strict=True) for place in range(noted, now // BLOCK)
         }
-        if rest and certain % BLOCK:
+        if rest and certain % BLOCK and not self._engine.recent.packs:
             places.add(certain // BLOCK)
         tables = self._engine.tables
         for place in sorted(places):
