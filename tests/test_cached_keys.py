@@ -21,7 +21,7 @@ def test_keys_are_what_the_format_holds_of_them(dtype: str, channels: int) -> No
         program = QuantizeKV()(program).program
     made, text = Compiled(program), tokens(40)
     made.decode("target", text, 4)
-    blocks = made.caches["kv_k"].reshape(2, made.pool, -1)[:, made.blocks[0, 2:5]]
+    blocks = made.caches["kv_k"].reshape(2, made.pool, -1)[:, made.blocks[0, 3:6]]
     keys = cached_keys(dtype, blocks)
     assert keys.shape == (2, 3 * BLOCK, 2 * -(-channels // 2)) and keys.dtype == np.float32
     given = program.weights["k"][torch.tensor(text)].view(40, 2, channels).transpose(0, 1)
