@@ -71,11 +71,10 @@ def _max_pool(
     rank = len(kernel)
     given = node.meta["val"]
     shape = tuple(lowering.sizes(size) for size in given[0].shape)
-    _demand_static(shape, ceil_mode)
+    _demand_static(shape[len(shape) - rank :], ceil_mode)
     stride, padding, dilation = (_each(v, rank) for v in (stride or kernel, padding, dilation))
     out, meet = shape[len(shape) - rank :], meeting(x.dtype)
-    least = float(torch.finfo(torch.float32).min) if meet not in ("float32", "float64") else float("-inf")
-    fill = least if meet.startswith("float") else int(limit(meet, least=True).value)
+    fill = float("-inf") if meet.startswith("float") else int(limit(meet, least=True).value)
     with_places = any(user.args[1] == 1 and user.users for user in node.users)
     x = converted(x, meet)
     if with_places:
@@ -106,8 +105,8 @@ def _avg_pool(
     divisor_override: int | None = None,
 ) -> Value:  # fmt: skip
     shape = tuple(lowering.sizes(size) for size in node.meta["val"].shape)
-    _demand_static(shape, ceil_mode)
     rank, dtype = len(kernel), dtype_of(node.meta["val"].dtype)
+    _demand_static(shape[len(shape) - rank :], ceil_mode)
     kernel, stride, padding = (_each(v, rank) for v in (kernel, stride or kernel, padding))
     meet = meeting(dtype)
     out, sizes = shape[len(shape) - rank :], x.shape[len(x.shape) - rank :]
@@ -124,8 +123,7 @@ def _avg_pool(
 
     def at(index: Sequence[Any]) -> Any:
         by = const(divisor_override, meet) if divisor_override else count(index)
-        quotient = sums.at(index) / by
-        return quotient if meet.startswith("float") else tirx.truncdiv(sums.at(index), by)
+        return sums.at(index) / by if meet.startswith("float") else tirx.truncdiv(sums.at(index), by)
 
     found = sums.view(shape, at, 4)
     if sums.blocks is not None:
