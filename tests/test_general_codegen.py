@@ -313,6 +313,16 @@ def test_a_convolutional_network(check, rng):
     check(net, torch.randn(1, 3, 33, 33, generator=rng))
 
 
+def test_convolutions_of_dynamic_batches_and_lengths(check, rng):
+    net = nn.Sequential(
+        nn.Conv1d(4, 8, 5, 2), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv1d(8, 8, 3, padding=1, groups=8),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    others = [(torch.randn(b, 4, t, generator=rng),) for b, t in ((1, 10), (17, 123))]
+    sizes = ({0: Dim("batch", max=64), 2: Dim("time", min=10, max=400)},)
+    check(net, torch.randn(3, 4, 50, generator=rng), others=others, dynamic=sizes)
+
+
 @pytest.mark.parametrize(
     ("function", "why"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -51,9 +52,9 @@ class Decomposed:
 class _Runner(fx.Interpreter):
     """Runs an entry's graph with weights that are given."""
 
-    def __init__(self, graph: fx.Graph, weights: dict[str, Any]) -> None:
+    def __init__(self, graph: fx.Graph, weights: dict[str, Any], sizes: ShapeEnv | None) -> None:
         super().__init__(torch.nn.Module(), graph=graph)
-        self.weights = weights
+        self.weights, self.sizes = weights, sizes
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.weights[target]
@@ -62,7 +63,11 @@ class _Runner(fx.Interpreter):
         # Called as an operator it would give a plain number, and so fix the size.
         if target is aten.sym_size.int:
             return args[0].shape[args[1]]
-        return super().call_function(target, args, kwargs)
+        # How a convolution's result would lie in memory depends on sizes; what it holds does not, beyond what its
+        # capture has asked of them.
+        convolves = "conv" in str(target)
+        with self.sizes.suppress_guards() if convolves and self.sizes else nullcontext():
+            return super().call_function(target, args, kwargs)
 
 
 def decompose(program: Program, entry: Entry, known: Collection[Any]) -> Decomposed:
@@ -82,7 +87,7 @@ def decompose(program: Program, entry: Entry, known: Collection[Any]) -> Decompo
     guards = len(mode.shape_env.guards) if mode.shape_env else 0
 
     def run(*given: Any) -> Any:
-        runner = _Runner(entry.graph, dict(zip(names, given[len(inputs) :], strict=True)))
+        runner = _Runner(entry.graph, dict(zip(names, given[len(inputs) :], strict=True)), mode.shape_env)
         with traceback.preserve_node_meta():
             return runner.run(*given[: len(inputs)])
 
