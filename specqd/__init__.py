@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from specqd.frontends.dispatch import capture as capture
     from specqd.passes import Pipeline as Pipeline
     from specqd.program import Program as Program
-    from specqd.runtime.model import load as load
+    from specqd.runtime.opening import load as load
     from specqd.runtime.sampling import Sampling as Sampling
 
 __all__ = ["Pipeline", "Program", "Sampling", "SpecqdError", "capture", "compile", "explain", "load"]
@@ -28,7 +28,7 @@ _HOMES = {
     "capture": ("specqd.frontends.dispatch", "capture"),
     "compile": ("specqd.build", "compile_model"),
     "explain": ("specqd.explanation", "explain"),
-    "load": ("specqd.runtime.model", "load"),
+    "load": ("specqd.runtime.opening", "load"),
     "Pipeline": ("specqd.passes", "Pipeline"),
     "Program": ("specqd.program", "Program"),
     "Sampling": ("specqd.runtime.sampling", "Sampling"),

@@ -38,6 +38,7 @@ __all__ = [
     "is_artifact",
     "open_artifact",
     "save",
+    "specqd_version",
     "store_plan",
 ]
 
@@ -164,11 +165,12 @@ def open_artifact(directory: Path, *, verify: bool = False) -> Artifact:
 def _manifest(folder: Path, compiled: Compiled, facts: Mapping[str, Any]) -> Manifest:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return Manifest(
-        specqd_version=_specqd_version(),
+        specqd_version=specqd_version(),
         isa=compiled.isa,
         triple=compiled.triple,
         cpu_features=compiled.cpu_features,
         functions=compiled.functions,
+        module=compiled.module,
         files={
             path.relative_to(folder).as_posix(): FileRecord(size=path.stat().st_size, sha256=_sha256(path))
             for path in paths
@@ -177,7 +179,8 @@ def _manifest(folder: Path, compiled: Compiled, facts: Mapping[str, Any]) -> Man
     )
 
 
-def _specqd_version() -> str:
+def specqd_version() -> str:
+    """The release that is installed; `unknown` where it is not."""
     try:
         return version("specqd")
     except PackageNotFoundError:

@@ -43,6 +43,8 @@ def compile_model(
     source: str | Path | Any,
     target: str | Path,
     *,
+    example_inputs: tuple[Any, ...] | None = None,
+    dynamic_shapes: Any = None,
     drafts: Mapping[str, Any] | None = None,
     pipeline: str | None = None,
     context: int | None = None,
@@ -53,8 +55,9 @@ def compile_model(
 ) -> Manifest:
     """Compile a model into the artifact directory `target`, which appears whole or not at all.
 
-    `source` is what `specqd.capture` takes, or a Program; `drafts` are smaller models with the same tokenizer by the
-    name that their entry gets, given alike; `context` the most positions (prompt and answer)
+    `source`, `example_inputs` and `dynamic_shapes` are what `specqd.capture` takes, or `source` is a Program; a module
+    that is no language model has neither `drafts` nor `context` nor `plan`; `drafts` are smaller models with the
+    same tokenizer by the name that their entry gets, given alike; `context` the most positions (prompt and answer)
     that the caches hold; `isa` a name of codegen's table; `force` lets an existing artifact be replaced.
 
     Raises:
@@ -75,7 +78,13 @@ def compile_model(
         )
     tell = progress or (lambda what, done, of: None)
     try:
-        return _compile(source, target, drafts or {}, pipeline, context, isa, parsed, force, tell)
+        tell("capturing the model", 0, 0)
+        program = _captured(source, example_inputs, dynamic_shapes)
+        if program.target.of_language_model:
+            return _compile(program, target, drafts or {}, pipeline, context, isa, parsed, force, tell)
+        return _compile_module(
+            program, target, pipeline, isa, force, tell, drafts=drafts, context=context, plan=plan
+        )
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -85,8 +94,23 @@ def compile_model(
         ) from error
 
 
+def _compile_module(
+    program: Program, target: Path, pipeline: str | None, isa: str, force: bool, tell: Progress, **others: Any
+) -> Manifest:
+    from specqd.build_module import compile_module
+    from specqd.codegen.isa import named
+
+    given = next((name for name, value in others.items() if value), None)
+    if given is not None:
+        raise InputError(f"{program.model.source} is no language model, which alone has the option {given!r}")
+    instructions = named(isa, cpu_features())
+    return compile_module(
+        program, target, instructions, pipeline=pipeline, force=force, tell=tell, cache=_library_cache()
+    )
+
+
 def _compile(
-    source: Any,
+    program: Program,
     target: Path,
     drafts: Mapping[str, Any],
     pipeline: str | None,
@@ -103,12 +127,6 @@ def _compile(
 
     instructions = named(isa, cpu_features())
     steps = None if pipeline is None else Pipeline.parse(pipeline)
-    tell("capturing the model", 0, 0)
-    program = _captured(source)
-    if not program.target.of_language_model:
-        raise InputError(
-            f"{program.model.source} is no language model, and only those can be compiled; run it with program.module()"
-        )
     for name, draft in drafts.items():
         tell(f"capturing the draft {name}", 0, 0)
         program = join(program, _captured(draft), name)
@@ -181,11 +199,11 @@ def _library_cache() -> Path | None:
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
-def _captured(source: Any) -> Program:
-    from specqd.frontends.huggingface import capture
+def _captured(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> Program:
+    from specqd.frontends.dispatch import capture
     from specqd.program import Program
 
-    return source if isinstance(source, Program) else capture(source)
+    return source if isinstance(source, Program) else capture(source, example_inputs, dynamic_shapes)
 
 
 def _fitting(context: int | None, program: Program) -> int:

@@ -20,7 +20,11 @@ class ContractError(SpecqdError):
 
 
 class CodegenError(SpecqdError):
-    """A program holds something that cannot be compiled for the chosen CPU."""
+    """A program holds something that cannot be compiled for the chosen CPU; `reasons` are all that were found."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
 
 
 class ArtifactError(SpecqdError):

@@ -6,12 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import fx
+from torch import fx, nn
 
-from specqd.passes import Applied, Pass, Pipeline
+from specqd.errors import InputError
+from specqd.passes import Applied, Pipeline
 from specqd.program import Entry, Program
+
+if TYPE_CHECKING:
+    from specqd.graphs import GraphsExplanation
 
 __all__ = ["Explanation", "NodeStory", "explain"]
 
@@ -74,11 +78,23 @@ class Explanation:
         return "\n".join([*lines, "", str(self.program)])
 
 
-def explain(source: Program | str | Path, pipeline: Pipeline | Pass | str) -> Explanation:
-    """Run a pipeline on a program, or on the model that a path or hub id names, and tell every node's story.
+def explain(source: Any, *given: Any) -> Explanation | GraphsExplanation:
+    """Say what is done with a model, and what is not, and why.
 
-    Raises what capturing and the passes raise.
+    1. `explain(program, pipeline)`, or the path or hub id of a language model in its place: run the pipeline and tell
+       every node's story.
+    2. `explain(module, *inputs)`: tell which graphs `torch.compile(module, backend="specqd")` makes of it, and what in
+       them cannot be compiled; see specqd.graphs.
+
+    Raises what capturing, the passes and the module itself raise.
     """
+    if isinstance(source, nn.Module) or (callable(source) and not isinstance(source, Program)):
+        from specqd.graphs import explain_graphs
+
+        return explain_graphs(source, *given)
+    if len(given) != 1:
+        raise InputError("explain takes a program or a path, and a pipeline; or a module, and its inputs")
+    (pipeline,) = given
     if not isinstance(source, Program):
         from specqd.frontends.huggingface import capture
 

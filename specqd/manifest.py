@@ -23,8 +23,10 @@ __all__ = [
     "Function",
     "LevelRecord",
     "Manifest",
+    "ModuleRecord",
     "Refused",
     "Selection",
+    "TensorRecord",
     "recent_blocks",
 ]
 
@@ -116,6 +118,35 @@ class CacheRecord(_Record):
         return self.layers * self.kv_heads
 
 
+class TensorRecord(_Record):
+    """A tensor that the function of a module takes or gives.
+
+    A size is a number, the name of a dynamic size (the same wherever the name is the same), or None where it follows
+    from the inputs. `dtype` is torch's name.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        """Give it as `x float32 [batch, 3, 224, 224]`."""
+        return f"{self.name} {self.dtype} [{', '.join('?' if size is None else str(size) for size in self.shape)}]"
+
+
+class ModuleRecord(_Record):
+    """How to call the function of a module that is no language model.
+
+    It takes `inputs`, then the weights named in `parameters`, and gives `outputs`; `ranges` are the least and the
+    largest value of dynamic sizes by name, None for no limit.
+    """
+
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    ranges: dict[str, tuple[int, int | None]]
+    parameters: tuple[str, ...]
+
+
 class Selection(_Record):
     """Which positions `entry` keeps in its cache, or attends to in the target's: see passes/kv/select.py.
 
@@ -156,7 +187,8 @@ class Manifest(_Record):
     hold; `levels` says more of each; `plan` is how to speculate unless the caller says otherwise (see
     specqd.runtime.plan), `planned_speedup` how many times faster than plainly `specqd tune` predicted it to be (None:
     it was not tuned); `max_positions` how long a text the model knows (0: of any length), which with a selection in the
-    target may be more than the caches hold; `isa`, `triple` and `cpu_features` (LLVM's names) what the CPU must have.
+    target may be more than the caches hold; `module` is set for a module that is no language model, which has neither
+    caches nor a plan; `isa`, `triple` and `cpu_features` (LLVM's names) what the CPU must have.
     """
 
     schema_version: Literal[4] = 4
@@ -174,6 +206,7 @@ class Manifest(_Record):
     max_positions: int = 0
     caches: dict[str, CacheRecord] = Field(default_factory=dict)
     selection: Selection | None = None
+    module: ModuleRecord | None = None
     isa: str
     triple: str
     cpu_features: tuple[str, ...]
@@ -237,3 +270,4 @@ class Compiled:
     isa: str
     cpu_features: tuple[str, ...]
     triple: str
+    module: ModuleRecord | None = None

@@ -23,7 +23,7 @@ ALIGNMENT = 64
 _FILLER = "\x00fill"
 _DTYPES = {
     "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "F32": "float32",
+    "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64", "F16": "float16", "BOOL": "bool",
 }  # fmt: skip
 _CODES = {name: code for code, name in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library, in bytes
@@ -35,7 +35,7 @@ _ENTRY = 512
 def write_weights(
     path: Path, weights: Mapping[str, np.ndarray], progress: Callable[[int], None] | None = None
 ) -> None:
-    """Write arrays of u8, i8, u16, i16, u32, i32 or f32 in the given order; `progress` is told bytes written.
+    """Write arrays of integers, float16 to float64 or bool in the given order; `progress` is told bytes written.
 
     Each array is asked for once and let go once written, so a mapping may make them as they are asked for.
 

@@ -184,9 +184,9 @@ def test_every_pass_leaves_it_alone_or_says_why(net, given):
         ]
 
 
-def test_compiling_says_that_only_language_models_can_be(net, given, tmp_path):
-    with pytest.raises(InputError, match=r"Net is no language model.*program.module\(\)"):
-        specqd.compile(specqd.capture(net, given), tmp_path / "out")
+def test_options_of_language_models_are_refused_when_it_is_compiled(net, given, tmp_path):
+    with pytest.raises(InputError, match="Net is no language model, which alone has the option 'context'"):
+        specqd.compile(specqd.capture(net, given), tmp_path / "out", context=64, pipeline=None)
 
 
 def test_verify_and_explain_take_it(net, given):

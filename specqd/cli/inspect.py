@@ -9,7 +9,7 @@ import typer
 
 from specqd.artifact import Manifest, open_artifact
 from specqd.cli.app import ArtifactDir, app
-from specqd.manifest import BLOCK, Selection
+from specqd.manifest import BLOCK, ModuleRecord, Selection
 
 __all__ = ["inspect"]
 
@@ -48,6 +48,8 @@ def inspect(
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.module is not None:
+        return _facts_of_module(manifest, manifest.module)
     memory = _memory(manifest)
     entries = dict.fromkeys(function.entry for function in manifest.functions)
     rows = {e: ", ".join(str(f.rows) for f in manifest.functions if f.entry == e) for e in entries}
@@ -76,6 +78,18 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             f"{memory['weights'] / 1e6:.1f} MB weights, {memory['caches'] / 1e6:.1f} MB caches, "
             f"{memory['scratch'] / 1e6:.1f} MB scratch",
         ),
+    ]
+
+
+def _facts_of_module(manifest: Manifest, module: ModuleRecord) -> list[tuple[str, str]]:
+    needs = ", ".join(manifest.cpu_features) or "no more"
+    return [
+        ("model", f"{manifest.family}, no language model"),
+        ("built by", f"specqd {manifest.specqd_version}"),
+        ("pipeline", manifest.pipeline),
+        *(("takes", str(tensor)) for tensor in module.inputs),
+        *(("gives", str(tensor)) for tensor in module.outputs),
+        ("CPU", f"{manifest.triple}, {manifest.isa}, needs {needs}"),
     ]
 
 

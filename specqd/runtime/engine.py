@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from specqd.artifact import Artifact, open_artifact
-from specqd.errors import InputError
+from specqd.errors import ArtifactError, InputError
 from specqd.manifest import BLOCK, OBSERVER
 from specqd.runtime.binding import Bound, Memory, bind
 from specqd.runtime.blocks import BlockTables, pool_size
@@ -62,6 +62,10 @@ class Engine:
         if threads is not None and threads < 1:
             raise InputError(f"cannot run on {threads} threads: give 1 or more")
         manifest = artifact.manifest
+        if manifest.module is not None:
+            raise ArtifactError(
+                f"{artifact.directory} is no language model: load it with `specqd.load`, and call what that gives"
+            )
         demand_cpu(manifest.triple, manifest.cpu_features)
         if "amx_tile" in manifest.cpu_features:
             permit_tiles()

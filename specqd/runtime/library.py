@@ -8,6 +8,7 @@ import importlib.util
 import mmap
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +19,10 @@ import numpy as np
 from specqd.errors import ArtifactError, InputError
 from specqd.weightfile import ALIGNMENT
 
-__all__ = ["aligned", "load_functions", "set_threads", "tensor"]
+__all__ = ["aligned", "from_dlpack", "load_functions", "set_threads", "tensor"]
 
 _kept: list[ctypes.CDLL] = []
+_loaded: dict[str, tuple[int, int, int]] = {}
 
 
 def load_functions(library: Path, threads: int) -> Callable[[str], Callable[..., None]]:
@@ -45,7 +47,7 @@ def load_functions(library: Path, threads: int) -> Callable[[str], Callable[...,
     try:
         if not _kept:
             _kept.append(ctypes.CDLL(str(_runtime_library()), ctypes.RTLD_GLOBAL))
-        module = ffi.load_module(str(library))
+        module = _load(ffi, library)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"cannot load {library} ({reason}): compile it again on this system") from error
@@ -59,6 +61,18 @@ def load_functions(library: Path, threads: int) -> Callable[[str], Callable[...,
     return find
 
 
+def _load(ffi: ModuleType, library: Path) -> Any:
+    """Load a library; the system would take one that replaced another at the same path for that one."""
+    status = library.stat()
+    identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+    if _loaded.setdefault(str(library), identity) == identity:
+        return ffi.load_module(str(library))
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "lib.so"
+        link.symlink_to(library.resolve())
+        return ffi.load_module(str(link))
+
+
 def set_threads(count: int) -> None:
     """Let the next calls use `count` threads (at most what `load_functions` was told); takes under 1 us."""
     _config_threadpool()(1, count)
@@ -70,6 +84,11 @@ def tensor(array: Any) -> Any:
     Compiled code loads whole aligned vectors, so an array that is not aligned raises RuntimeError here.
     """
     return _ffi().from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
+
+
+def from_dlpack(value: Any) -> Any:
+    """Wrap whatever speaks DLPack, however it lies in memory."""
+    return _ffi().from_dlpack(value)
 
 
 def aligned(nbytes: int) -> np.ndarray:

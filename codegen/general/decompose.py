@@ -1,0 +1,162 @@
+"""Decompose: an entry's graph in the operators that the table of codegen.general knows, by torch's own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import fx
+from torch._decomp import decomposition_table
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from specqd.codegen.general.rules import OWN
+from specqd.errors import CodegenError
+from specqd.program import Entry, Program
+
+__all__ = ["Decomposed", "decompose"]
+
+aten = torch.ops.aten
+
+_IN_PLACE_VIEWS = {
+    aten.as_strided_.default: aten.as_strided.default,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+}
+
+
+class Decomposed:
+    """A graph of table operators.
+
+    Attributes:
+        graph: its placeholders are the entry's inputs, then its weights; every node has `meta["val"]`.
+        inputs: the placeholders that are inputs.
+        weights: the names of the weights by the placeholders that are weights.
+    """
+
+    def __init__(self, graph: fx.Graph, inputs: int, names: list[str]) -> None:
+        """Tell inputs from weights."""
+        placeholders = graph.find_nodes(op="placeholder")
+        self.graph = graph
+        self.inputs: list[fx.Node] = placeholders[:inputs]
+        self.weights = dict(zip(placeholders[inputs:], names, strict=True))
+
+
+class _Runner(fx.Interpreter):
+    """Runs an entry's graph with weights that are given."""
+
+    def __init__(self, graph: fx.Graph, weights: dict[str, Any], sizes: ShapeEnv | None) -> None:
+        super().__init__(torch.nn.Module(), graph=graph)
+        self.weights, self.sizes = weights, sizes
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self.weights[target]
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        # Called as an operator it would give a plain number, and so fix the size.
+        if target is aten.sym_size.int:
+            return args[0].shape[args[1]]
+        # How a convolution's result would lie in memory depends on sizes; what it holds does not, beyond what its
+        # capture has asked of them.
+        convolves = "conv" in str(target)
+        with self.sizes.suppress_guards() if convolves and self.sizes else nullcontext():
+            return super().call_function(target, args, kwargs)
+
+
+def decompose(program: Program, entry: Entry, known: Collection[Any]) -> Decomposed:
+    """Trace an entry into operators of `known`; what torch has no rule for either stays as it is.
+
+    Raises:
+        CodegenError: the graph cannot be traced, or is only right for some of the sizes that are left open.
+    """
+    rules = {op: rule for op, rule in {**decomposition_table, **OWN}.items() if op not in known}
+    placeholders = entry.graph.find_nodes(op="placeholder")
+    names = program.used_weights(entry.name)
+    mode = _mode(placeholders)
+    inputs = [
+        _example(node, declared, mode) for node, declared in zip(placeholders, entry.inputs, strict=True)
+    ]
+    weights = [mode.from_tensor(program.weights[name], static_shapes=True) for name in names]
+    guards = len(mode.shape_env.guards) if mode.shape_env else 0
+
+    def run(*given: Any) -> Any:
+        runner = _Runner(entry.graph, dict(zip(names, given[len(inputs) :], strict=True)), mode.shape_env)
+        with traceback.preserve_node_meta():
+            return runner.run(*given[: len(inputs)])
+
+    try:
+        with mode, torch.no_grad():
+            traced = make_fx(run, rules, _allow_non_fake_inputs=True)(*inputs, *weights)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+        raise CodegenError(
+            f"{entry.name} cannot be decomposed: {type(error).__name__}: {lines[0]}"
+        ) from error
+    _forward_copies(traced.graph)
+    traced.graph.eliminate_dead_code()
+    _demand_general(mode.shape_env, guards)
+    return Decomposed(traced.graph, len(inputs), names)
+
+
+def _demand_general(sizes: ShapeEnv | None, known: int) -> None:
+    """Refuse a graph that was simplified by conditions on its sizes; Dynamo still takes them as guards of its own."""
+    if sizes is not None and sizes.frozen and len(sizes.guards) > known:
+        condition = sizes.guards[known].expr
+        raise CodegenError(
+            f"the graph is only right where {condition}: give a range of dynamic_shapes that says so"
+        )
+
+
+def _forward_copies(graph: fx.Graph) -> None:
+    """Let what reads a tensor after torch's rules have written into it read what was written.
+
+    A tensor that is a view, or has views, is left: what else changes with it is not looked for.
+    """
+    for node in [node for node in graph.nodes if node.target in _IN_PLACE_VIEWS]:
+        node.target = _IN_PLACE_VIEWS[node.target]
+        node.args[0].replace_all_uses_with(node, lambda user, after=node: after < user)
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not aten.copy_.default:
+            continue
+        target = node.args[0]
+        if target.op != "call_function" or _is_view(target) or any(map(_is_view, target.users)):
+            continue
+        with graph.inserting_before(node):
+            source = graph.call_function(
+                aten._to_copy.default, (node.args[1],), {"dtype": node.meta["val"].dtype}
+            )
+            source.meta = {**node.meta, "val": node.args[1].meta["val"].to(node.meta["val"].dtype)}
+            spread = graph.call_function(aten.expand.default, (source, list(node.meta["val"].shape)))
+            new = graph.call_function(
+                aten.clone.default, (spread,)
+            )  # no view, so that it may be written into
+        spread.meta = new.meta = dict(node.meta)
+        target.replace_all_uses_with(new, lambda user, after=node: after < user)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _is_view(node: fx.Node) -> bool:
+    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+    return node.target is not aten.copy_.default and any(r.alias_info is not None for r in returns)
+
+
+def _mode(placeholders: list[fx.Node]) -> FakeTensorMode:
+    values = (node.meta.get("val") for node in placeholders)
+    found = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
+    return found or FakeTensorMode(shape_env=ShapeEnv())
+
+
+def _example(node: fx.Node, declared: Any, mode: FakeTensorMode) -> Any:
+    value = node.meta.get("val")
+    if isinstance(value, FakeTensor | torch.SymInt):
+        return value
+    with mode:
+        return torch.empty(declared.shape, dtype=getattr(torch, declared.dtype))

@@ -1,0 +1,81 @@
+"""What follows a product in a graph and can be done to its sums before they are written: a residual, an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["Ending", "ending"]
+
+aten = torch.ops.aten
+
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+_ACTIVATIONS = {
+    aten.relu.default: "relu",
+    aten.silu.default: "silu",
+    aten.sigmoid.default: "sigmoid",
+    aten.tanh.default: "tanh",
+    aten.hardswish.default: "hardswish",
+    aten.hardsigmoid.default: "hardsigmoid",
+    aten.mish.default: "mish",
+}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A residual that is added, then an activation; `taken` maps each node that this does to the one before it."""
+
+    residual: fx.Node | None
+    activation: str | None
+    taken: dict[fx.Node, fx.Node]
+
+
+def ending(node: fx.Node, computed: Callable[[fx.Node], bool], *, through_views: bool) -> Ending:
+    """Follow the only reader of each value from `node` on, as far as a kernel can do what it does.
+
+    A residual has to be `computed` by then, and of the same shape; views between do not matter to a kernel that takes
+    its result for a matrix.
+    """
+    residual: fx.Node | None = None
+    taken: dict[fx.Node, fx.Node] = {}
+    at = node
+    while len(at.users) == 1:
+        (user,) = at.users
+        if through_views and user.target in _VIEWS:
+            at = user
+            continue
+        if (name := _activation(user)) is not None:
+            return Ending(residual, name, {**taken, user: at})
+        other = _other(user, at)
+        if residual is not None or other is None or not computed(other):
+            break
+        residual, taken[user] = other, at
+        at = user
+    return Ending(residual, None, taken)
+
+
+def _activation(node: fx.Node) -> str | None:
+    if node.target is aten.gelu.default:
+        return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
+    if node.target is aten.hardtanh.default and tuple(node.args[1:]) in ((0, 6), (0.0, 6.0)):
+        return "relu6"
+    return _ACTIVATIONS.get(node.target)
+
+
+def _other(node: fx.Node, at: fx.Node) -> fx.Node | None:
+    """The other summand of a plain sum of two tensors of one shape."""
+    if node.target is not aten.add.Tensor or node.kwargs:
+        return None
+    operands: list[Any] = list(node.args)
+    others = [x for x in operands if x is not at]
+    if len(operands) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):
+        return None
+    mine, other = at.meta["val"], others[0].meta["val"]
+    alike = (
+        isinstance(other, torch.Tensor) and other.dtype == mine.dtype and str(other.shape) == str(mine.shape)
+    )
+    return others[0] if alike else None

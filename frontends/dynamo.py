@@ -1,0 +1,199 @@
+"""`torch.compile(model, backend="specqd")`: graphs that Dynamo finds become artifacts, weights bound."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch.utils._python_dispatch import _disable_current_modes
+
+from specqd.errors import CaptureError, CodegenError, ContractError, InputError
+from specqd.frontends.dynamo_graph import program_of
+from specqd.program import Program
+
+__all__ = ["Build", "Options", "backend", "compiled"]
+
+_CHOICES = {"precision": ("exact",), "fallback": ("eager", "error"), "tune": ("none",)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `torch.compile(..., options={...})` may say.
+
+    Attributes:
+        pipeline: passes that are applied to each graph, as text; None for those of any module.
+        precision: `exact`: float32 stays float32.
+        fallback: what is done with a graph that cannot be compiled: `eager` runs it in torch and warns, `error` raises.
+        cache_dir: where compiled graphs are kept for the next process; None keeps none.
+        tune: `none`.
+    """
+
+    pipeline: str | None = None
+    precision: str = "exact"
+    fallback: str = "eager"
+    cache_dir: str | None = None
+    tune: str = "none"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | None) -> Options:
+        """Check options; raises InputError for unknown ones and for values that are not to be had."""
+        known = [field.name for field in fields(cls)]
+        for name, value in (given or {}).items():
+            if name not in known:
+                raise InputError(f"the backend has no option {name!r}; it has {', '.join(known)}")
+            choices = _CHOICES.get(name)
+            if choices and value not in choices:
+                raise InputError(
+                    f"{name}={value!r} is not to be had; there is {', '.join(map(repr, choices))}"
+                )
+        return cls(**(given or {}))
+
+
+Build = Callable[[Program, Options], Callable[..., Any]]
+"""Makes a function of a program's inputs, which gives its outputs: one, or a tuple of several."""
+
+
+def backend(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: Any = None
+) -> Callable[..., Any]:
+    """Compile one graph of Dynamo's; torch calls this.
+
+    1. Parameters and buffers are bound as they are now; a graph whose weights were changed or replaced since runs in
+       eager torch, with a warning.
+    2. Sizes that Dynamo leaves open stay open: one compilation serves all lengths.
+
+    Raises:
+        InputError: an option is unknown, or gradients are asked for.
+        CodegenError: the graph cannot be compiled and `fallback` is "error".
+    """
+    return compiled(gm, example_inputs, Options.of(options), _artifact)
+
+
+def compiled(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], chosen: Options, build: Build
+) -> Callable[..., Any]:
+    """Compile one graph of Dynamo's with what `build` makes of its Program; raises as `backend` does."""
+    _demand_inference(example_inputs)
+    bound = {at: value for at, value in enumerate(example_inputs) if _is_weight(value)}
+    inner = _bound(gm, bound)
+    free = [value for at, value in enumerate(example_inputs) if at not in bound]
+
+    def compile_graph(gm: Any, example_inputs: Sequence[Any]) -> Any:
+        with _disable_current_modes(), torch.no_grad():  # AOTAutograd calls this while everything is fake
+            return make_boxed_func(_runner(gm, [*bound.values()], chosen, build))
+
+    try:
+        run = aot_module_simplified(inner, free, compile_graph, inference_compiler=compile_graph)
+    except (CodegenError, CaptureError, ContractError) as error:
+        if chosen.fallback == "error":
+            raise
+        warnings.warn(f"specqd runs a graph in eager torch: {error}", stacklevel=2)
+        return gm.forward
+    return _guarded(gm, run, bound, chosen)
+
+
+def _demand_inference(example_inputs: Sequence[Any]) -> None:
+    if torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in example_inputs):
+        raise InputError(
+            "the specqd backend compiles for inference, and gradients are asked for: call the model under "
+            "torch.no_grad() or torch.inference_mode(), or set requires_grad_(False) on it"
+        )
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, torch.nn.Parameter) or (
+        isinstance(value, Tensor) and getattr(value, "_dynamo_static_input_type", None) is not None
+    )
+
+
+def _bound(gm: fx.GraphModule, bound: Mapping[int, Tensor]) -> fx.GraphModule:
+    """Return the graph with the inputs at these places held by the module itself."""
+    graph = fx.Graph()
+    held: dict[fx.Node, fx.Node] = {}
+    holder = torch.nn.Module()
+    for name, child in gm.named_children():
+        holder.add_module(name, child)
+    for at, node in enumerate(gm.graph.find_nodes(op="placeholder")):
+        if at in bound:
+            holder.register_buffer(f"weight_{at}", bound[at].detach())
+            held[node] = graph.get_attr(f"weight_{at}")
+    for node in gm.graph.nodes:
+        if node.op == "get_attr" and not hasattr(holder, str(node.target).split(".")[0]):
+            setattr(holder, str(node.target), getattr(gm, str(node.target)))
+    graph.output(graph.graph_copy(gm.graph, held))
+    return fx.GraphModule(holder, graph)
+
+
+def _runner(
+    graph: fx.GraphModule, weights: Sequence[Tensor], options: Options, build: Build
+) -> Callable[..., list[Any]]:
+    program, call = program_of(graph, weights)
+    if program is None:
+        return lambda *given: call(given, ())
+    module = build(program, options)
+
+    def run(*given: Any) -> list[Any]:
+        return call(given, module(*(value for value in given[len(weights) :] if isinstance(value, Tensor))))
+
+    return run
+
+
+def _artifact(program: Program, options: Options) -> Callable[..., Any]:
+    from specqd.build import compile_model
+    from specqd.runtime.module import Module
+
+    if options.cache_dir is None:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "graph"
+            compile_model(program, place, pipeline=options.pipeline)
+            return Module.open(place)
+    place = Path(options.cache_dir) / _key(program, options)
+    if not place.exists():
+        compile_model(program, place, pipeline=options.pipeline)
+    return Module.open(place)
+
+
+def _key(program: Program, options: Options) -> str:
+    from specqd.artifact import specqd_version
+
+    text = hashlib.sha256(f"{specqd_version()} {torch.__version__} {options.pipeline}".encode())
+    for node in program.target.graph.nodes:
+        text.update(f"{node.format_node()} {node.meta.get('val')}".encode())
+    for name, weight in program.weights.items():
+        text.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        text.update(weight.detach().contiguous().view(torch.uint8).numpy().tobytes() if weight.dim() else b"")
+        text.update(str(weight.item()).encode() if not weight.dim() else b"")
+    return text.hexdigest()
+
+
+def _guarded(
+    gm: fx.GraphModule, run: Callable[..., Any], bound: Mapping[int, Tensor], options: Options
+) -> Callable[..., Any]:
+    """Run what was compiled as long as the weights are those that were bound."""
+    versions = [(at, weight, weight._version) for at, weight in bound.items()]
+    warned = False
+
+    def call(*given: Any) -> Any:
+        nonlocal warned
+        if all(given[at] is weight and weight._version == version for at, weight, version in versions):
+            return run(*(value for at, value in enumerate(given) if at not in bound))
+        changed = (
+            "the weights were changed since they were bound; call torch.compiler.reset() to bind them again"
+        )
+        if options.fallback == "error":
+            raise InputError(changed)
+        if not warned:
+            warnings.warn(f"specqd runs a graph in eager torch: {changed}", stacklevel=2)
+            warned = True
+        return gm.forward(*given)
+
+    return call

@@ -1,0 +1,70 @@
+"""The compile driver for modules that are no language models: passes, codegen, artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specqd.artifact import Manifest, Refused, save
+
+if TYPE_CHECKING:
+    from specqd.codegen.isa import ISA
+    from specqd.program import Program
+
+__all__ = ["DEFAULT_PIPELINE", "compile_module"]
+
+#: what is done to any module: batch norms that follow a convolution or a matrix go into its weights
+DEFAULT_PIPELINE = "fold-batch-norm"
+
+
+def compile_module(
+    program: Program,
+    target: Path,
+    isa: ISA,
+    *,
+    pipeline: str | None,
+    force: bool,
+    tell: Callable[[str, int, int], None],
+    cache: Path | None,
+) -> Manifest:
+    """Compile the target of a program into the artifact directory `target`.
+
+    Raises:
+        ContractError: a pass refuses the program.
+        CodegenError: the program cannot be compiled; names every operator with its place and the reason.
+        ArtifactError: the disk is full.
+    """
+    from specqd.codegen.general.build import build
+    from specqd.passes import Pipeline
+
+    steps = Pipeline.parse(DEFAULT_PIPELINE if pipeline is None else pipeline)
+    tell("rewriting the graph", 0, 0)
+    program = steps(program, tell=tell)
+    compiled = build(program, isa, tell, cache)
+    tell("writing the weights", 0, 0)
+    return save(
+        target,
+        compiled,
+        _facts(program, str(steps)),
+        graphs={name: f"{entry.graph}\n" for name, entry in program.entries.items()},
+        force=force,
+    )
+
+
+def _facts(program: Program, pipeline: str) -> dict[str, Any]:
+    return {
+        "family": program.model.family,
+        "source": program.model.source,
+        "pipeline": pipeline,
+        "chain": program.chain,
+        "capacity": 0,
+        "vocab_size": 0,
+        "eos_token_ids": (),
+        "plan": "",
+        "refusals": tuple(
+            Refused(step=event.step, entry=event.entry, node=node, why=why)
+            for event in program.history
+            for node, why in event.refused
+        ),
+    }

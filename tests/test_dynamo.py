@@ -1,0 +1,164 @@
+"""torch.compile(backend="specqd"): graphs against eager torch, and what happens where one cannot be compiled."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import specqd
+from specqd.errors import InputError
+from specqd.frontends.dynamo import Options, backend
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(20, 8), nn.Conv1d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        x = self.norm(self.mix(self.embed(tokens).transpose(1, 2))).relu()
+        return self.head(x.transpose(1, 2)), tokens.shape[1], tokens + tokens.shape[1]
+
+
+@pytest.fixture
+def net():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net = Net()
+    net.norm.running_mean += torch.randn(8)
+    yield net.eval()
+    torch._dynamo.reset()
+
+
+def counted(**options):
+    """The backend, with the number of graphs that it was given."""
+    seen = []
+
+    def count(graph, inputs, **given):
+        seen.append(graph)
+        return backend(graph, inputs, **given)
+
+    return seen, {"backend": count, "options": {"fallback": "error", **options}}
+
+
+def test_the_backend_is_found_by_its_name():
+    assert "specqd" in torch._dynamo.list_backends()
+
+
+@torch.no_grad()
+def test_lengths_do_not_compile_again(net):
+    seen, given = counted()
+    compiled = torch.compile(net, dynamic=True, **given)
+    compiled(torch.zeros(2, 7, dtype=torch.long))
+    first = len(seen)
+    for length in range(3, 23):
+        tokens = torch.randint(0, 20, (2, length))
+        for got, wanted in zip(compiled(tokens), net(tokens), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert len(seen) == first
+
+
+@torch.no_grad()
+def test_graph_breaks_and_changed_inputs_are_torchs_business(net):
+    def function(x):
+        y = x.relu()
+        torch._dynamo.graph_break()
+        x.add_(1)
+        return y.sum() + x.mean(), y.view(-1)
+
+    seen, given = counted()
+    x, same = torch.randn(3, 4), None
+    same = x.clone()
+    for got, wanted in zip(torch.compile(function, **given)(x), function(same), strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert len(seen) == 2 and torch.equal(x, same)
+
+
+@torch.no_grad()
+def test_outputs_that_are_views_of_each_other_lie_as_in_eager_torch(net):
+    def function(x):
+        y = x.t() + 1
+        return y, y[1:], y.t().reshape(-1)
+
+    _, given = counted()
+    for rows in (3, 5):
+        x = torch.randn(rows, 4)
+        for got, wanted in zip(torch.compile(function, dynamic=True, **given)(x), function(x), strict=True):
+            torch.testing.assert_close(got, wanted)
+            assert got.stride() == wanted.stride()
+
+
+@torch.no_grad()
+def test_what_cannot_be_compiled_runs_in_eager_torch_and_says_so(net):
+    def function(x):
+        return torch.linalg.eigvalsh(x @ x.T)
+
+    x = torch.randn(3, 3)
+    with pytest.warns(UserWarning, match=r"eager torch.*eigh.*test_dynamo.py.*no rule for this operator"):
+        found = torch.compile(function, backend="specqd")(x)
+    torch.testing.assert_close(found, function(x))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no rule for this operator"):
+        torch.compile(function, backend="specqd", options={"fallback": "error"})(x)
+
+
+def test_training_is_refused(net):
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"inference.*no_grad"):
+        torch.compile(net, backend="specqd")(torch.zeros(1, 4, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_explain_tells_the_graphs_and_what_is_refused_of_them(net):
+    class Two(nn.Module):
+        def forward(self, x):
+            y = x.relu() + 1
+            torch._dynamo.graph_break()
+            return torch.linalg.eigvalsh(y)
+
+    found = specqd.explain(Two(), torch.eye(3))
+    assert [bool(graph.refused) for graph in found.graphs] == [False, True]
+    assert "graph 0: 2 operators, is compiled" in str(found)
+    assert "eigh" in found.graphs[1].refused[0] and "test_dynamo.py" in found.graphs[1].refused[0]
+    assert len(found.breaks) == 1
+
+
+@torch.no_grad()
+def test_changed_weights_are_noticed(net):
+    compiled = torch.compile(net, backend="specqd")
+    tokens = torch.randint(0, 20, (2, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled(tokens)
+    net.head.weight.mul_(2)
+    with pytest.warns(UserWarning, match=r"weights were changed"):
+        found = compiled(tokens)
+    torch.testing.assert_close(found[0], net(tokens)[0])
+
+
+@torch.no_grad()
+def test_graphs_are_kept_for_the_next_process(net, tmp_path):
+    tokens = torch.randint(0, 20, (2, 5))
+    _, given = counted(cache_dir=str(tmp_path))
+    torch.compile(net, **given)(tokens)
+    (artifact,) = tmp_path.iterdir()
+    written = (artifact / "lib.so").stat().st_mtime_ns
+    torch._dynamo.reset()
+    found = torch.compile(net, **given)(tokens)
+    torch.testing.assert_close(found[0], net(tokens)[0], rtol=1e-4, atol=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == [artifact.name]
+    assert (artifact / "lib.so").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"speed": 1}, "no option 'speed'; it has pipeline, precision, fallback, cache_dir, tune"),
+        ({"precision": "bf16"}, "precision='bf16' is not to be had; there is 'exact'"),
+        ({"fallback": "never"}, "fallback='never' is not to be had; there is 'eager', 'error'"),
+    ],
+)
+def test_options_are_checked(options, why):
+    with pytest.raises(InputError, match=why):
+        Options.of(options)

@@ -1,0 +1,346 @@
+"""Compiled modules against eager torch: each family of operators on odd sizes, dtypes and edges of the domain."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.nn import functional as F  # noqa: N812
+
+import specqd
+from specqd.errors import CodegenError, InputError
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+class Apply(nn.Module):
+    """A module that computes a function of its inputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Compile a module or function for example inputs, and compare it with eager torch on them and on others."""
+
+    def run(module, *example, others=(), dynamic=None):
+        module = module if isinstance(module, nn.Module) else Apply(module)
+        folder = tmp_path / "artifact"
+        dynamic = None if dynamic is None else (dynamic,) if isinstance(module, Apply) else dynamic
+        specqd.compile(module, folder, example_inputs=example, dynamic_shapes=dynamic, force=True)
+        compiled = specqd.load(folder)
+        for inputs in (example, *others):
+            with torch.no_grad():
+                wanted = module.eval()(*inputs)
+            got = compiled(*inputs)
+            wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+            for a, b in zip(got if isinstance(got, tuple) else (got,), wanted, strict=True):
+                torch.testing.assert_close(a, b, equal_nan=True, **TOLERANCE)
+        return compiled
+
+    return run
+
+
+SPECIAL = torch.tensor(
+    [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.5, 1e-30, -1e30, torch.inf, -torch.inf, torch.nan, 80, -100]
+)
+
+
+def test_elementwise_functions_on_special_values(check):
+    def functions(x):
+        y = x.flip(0)
+        return (
+            x.exp(), x.expm1(), x.log(), x.log1p(), x.tanh(), x.sigmoid(), F.relu(x), F.gelu(x.clamp(-9, 9)),
+            x.sqrt(), x.rsqrt(), torch.maximum(x, y), torch.minimum(x, y), x.clamp(-1, 2), x.sign(), x.round(),
+            x.trunc(), x.isnan(), x.isinf(), x == y, x < y, torch.where(x > y, x, y), x.abs(), -x, x.pow(2), x.erf(),
+            F.leaky_relu(x), F.elu(x), x.atan(), torch.floor_divide(x, 2.0), torch.remainder(x.clamp(-9, 9), -3.0),
+        )  # fmt: skip
+
+    check(functions, SPECIAL)
+
+
+def test_integers_divide_wrap_and_shift_as_in_torch(check):
+    a = torch.tensor([7, -7, 7, -7, 0, 2**31 - 1, -(2**31)], dtype=torch.int32)
+    b = torch.tensor([2, 2, -2, -2, 3, 5, 7], dtype=torch.int32)
+
+    def functions(a, b):
+        return (
+            a // b, a % b, torch.fmod(a, b), torch.div(a, b, rounding_mode="trunc"), a / b, a * b, a + 1, a.pow(3),
+            a & b, a | b, a ^ b, ~a, a.long() * b, a.to(torch.uint8), a > 0, (a > 0) & (b > 0), a * 1.5, a.bool(),
+            a.to(torch.float64) / 3,
+        )  # fmt: skip
+
+    check(functions, a, b)
+
+
+def test_rounding_is_not_simplified_away(check):
+    x = torch.tensor([1.25, torch.inf, torch.nan, -3.7])
+    check(lambda x: ((x + 1e8) - 1e8, x * 0.0, x - x, (x * 1e-30) * 1e-30, x / 0.0), x)
+
+
+def test_dtypes_meet_as_torch_says(check):
+    given = (
+        torch.arange(6, dtype=torch.int8).reshape(2, 3), torch.tensor(2.5, dtype=torch.float64),
+        torch.tensor([[True], [False]]), torch.randn(3),
+    )  # fmt: skip
+    check(
+        lambda a, s, m, x: (a + s, a * m, x * s, m + m, a + x, torch.where(m, a, x), x.to(torch.float16) * 2),
+        *given,
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 40), (1, 300), (0, 4), (4, 0), (17,), ()])
+def test_reductions(check, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    def functions(x):
+        found = [x.sum(), x.mean(), x.prod(), (x > 0).any(), (x > 0).all(), (x * 3).to(torch.int32).sum()]
+        if x.numel():
+            found += [x.amax(), x.argmax(), x.argmin()]
+        if x.dim() and x.shape[-1]:
+            found += [*x.max(-1), x.logsumexp(-1), x.softmax(0), x.cumsum(-1), x.std(-1, correction=0)]
+            found += [x.amin(0)] if x.shape[0] else []
+        if x.dim() > 1:
+            found += [x.sum(0), x.mean((0, 1)), x.sum(1, keepdim=True)]
+        return tuple(found)
+
+    check(functions, x)
+
+
+def test_nan_is_the_extreme_and_sorts_last(check):
+    x = torch.tensor([[1.0, torch.nan, 3.0, torch.nan], [2.0, 2.0, -torch.inf, 5.0]])
+
+    def functions(x):
+        down = torch.sort(x, stable=True, descending=True)
+        return x.amax(1), *x.min(1), x.argmax(1), *torch.sort(x, stable=True), *down, *x.cummax(1)
+
+    check(functions, x)
+
+
+def test_views_and_joins(check, rng):
+    x = torch.randn(4, 6, 5, generator=rng)
+
+    def functions(x):
+        a, b, c = x.chunk(3, 1)
+        return (
+            x.transpose(0, 2)[1:, ::2, -2], x.flip(0, 2).reshape(-1), torch.cat([a, c * 2, b], 1), x.unfold(1, 3, 2),
+            F.pad(x, (1, 2, -1, 0)), torch.stack([a, b], -1), x.permute(2, 0, 1).unflatten(1, (2, 2)).sum(1),
+            x[:, None].expand(4, 3, 6, 5).contiguous(), x.roll(2, 1), x.diagonal(1, 1, 2), x.tril(),
+            torch.zeros_like(x), torch.arange(6) * x[0, :, 0], x[:, 2:2], *x.split([1, 5], 1),
+            x.repeat(1, 2, 1), x.narrow(1, 1, 2),
+        )  # fmt: skip
+
+    check(functions, x)
+
+
+def test_indexing_and_scatters(check, rng):
+    x, i = torch.randn(5, 7, generator=rng), torch.tensor([[0, -1, 3], [2, 2, 4]])
+    j = i.clamp_min(0)
+
+    def functions(x, i, j):
+        return (
+            x[i], x[:, i], x[i, j], x.gather(0, j), x.index_select(1, j[0]), F.embedding(j, x),
+            x.scatter(0, j, x[:2, :3]), x.scatter_add(1, j, x[:2, :3] + 1), x.index_put((j,), x[0], accumulate=True),
+            x.masked_fill(x > 0, 2.0), x.index_add(0, j[0], x[:3]), x.scatter_reduce(0, j, x[:2, :3], "amax"),
+            x.scatter_reduce(1, j, x[:2, :3], "mean", include_self=False), x.masked_scatter(x > 0, x.flip(0)),
+            x.scatter(1, j, 2.0, reduce="multiply"),
+            torch.where(x > 0, x, 0.0).topk(3, 1).values, F.one_hot(j, 6),
+        )  # fmt: skip
+
+    check(functions, x, i, j)
+
+
+def test_an_index_out_of_range_is_refused_when_it_is_met(check):
+    compiled = check(lambda x, i: x[i], torch.arange(5.0), torch.tensor([0, 4, -5]))
+    for wrong in (5, -6):
+        with pytest.raises(InputError, match="out of range"):
+            compiled(torch.arange(5.0), torch.tensor([0, wrong, 1]))
+    compiled = check(lambda x, i: x.gather(0, i), torch.arange(5.0), torch.tensor([0, 4]))
+    with pytest.raises(InputError, match="out of range"):
+        compiled(torch.arange(5.0), torch.tensor([0, -1]))
+
+
+def test_integers_are_not_divided_by_zero(check):
+    compiled = check(lambda a, b: a // b, torch.tensor([7, -7]), torch.tensor([2, -1]))
+    with pytest.raises(InputError, match="integers are divided by zero"):
+        compiled(torch.tensor([7, -7]), torch.tensor([2, 0]))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 20, 3, stride=2, padding=1),
+        nn.Conv2d(4, 8, (1, 5), padding=(0, 2), dilation=(1, 1), groups=4, bias=False),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        nn.Conv1d(6, 33, 3, dilation=2),
+        nn.Conv3d(2, 4, (2, 3, 1), stride=(1, 2, 1)),
+        nn.Conv2d(5, 7, 1),
+    ],
+    ids=str,
+)
+def test_convolutions(check, rng, layer):
+    sizes = (9, 11, 10)[: len(layer.kernel_size)]
+    check(layer, torch.randn(2, layer.in_channels, *sizes, generator=rng))
+
+
+def test_pools_norms_and_resizing(check, rng):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList(
+                [nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True)]
+            )
+            self.layer = nn.LayerNorm([4, 5])
+
+        def forward(self, x):
+            return (
+                F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 2, 1, 1, True, False), F.adaptive_avg_pool2d(x, 3),
+                *F.max_pool2d(x, 2, return_indices=True), F.interpolate(x, scale_factor=2, mode="bilinear"),
+                F.interpolate(x, size=(3, 7)), *(norm(x) for norm in self.norms), self.layer(x[..., :4, :5]),
+                F.rms_norm(x, (9,)), F.log_softmax(x, 1), F.adaptive_max_pool2d(x, 1),
+                F.adaptive_avg_pool3d(x, (3, 2, 4)),
+            )  # fmt: skip
+
+    check(Net(), torch.randn(2, 4, 8, 9, generator=rng))
+
+
+def test_products(check, rng):
+    def functions(a, b, v):
+        return (
+            a @ b,
+            a[0] @ b[0],
+            a @ v,
+            torch.einsum("bij,bjk->bik", a, b),
+            torch.baddbmm(a @ b, a, b, alpha=2, beta=0.5),
+        )
+
+    for n in (1, 5, 16, 37):
+        given = (
+            torch.randn(2, 7, 5, generator=rng),
+            torch.randn(2, 5, n, generator=rng),
+            torch.randn(5, generator=rng),
+        )
+        check(functions, *given)
+
+
+def test_what_follows_a_product_is_done_in_its_kernel(check, rng):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(20, 24, 3, padding=1), nn.Conv2d(20, 24, 1)
+            self.row, self.up, self.down = (
+                nn.Conv1d(24, 24, 3, padding=1),
+                nn.Linear(9, 640),
+                nn.Linear(640, 9),
+            )
+
+        def forward(self, x):
+            y = F.relu6(F.silu(self.a(x)) * 0.5 + self.b(x))
+            z = y.flatten(2)
+            z = F.relu(z + self.row(z)).unflatten(2, (6, 9))
+            w = z + self.down(F.gelu(self.up(z), approximate="tanh"))
+            return w, y.amax(1), F.hardswish(self.b(x)).mean((2, 3)), self.b(x).sigmoid() + 1
+
+    check(Block(), torch.randn(2, 20, 6, 9, generator=rng))
+
+
+def test_attention(check, rng):
+    def functions(q, k, v, mask):
+        return (
+            F.scaled_dot_product_attention(q, k, v), F.scaled_dot_product_attention(q, k, v, mask),
+            F.scaled_dot_product_attention(q, q, q, is_causal=True), F.scaled_dot_product_attention(q, k, v, scale=0.3),
+        )  # fmt: skip
+
+    q, k, v = (torch.randn(2, 3, n, 8, generator=rng) for n in (9, 20, 20))
+    check(functions, q, k, v, torch.rand(9, 20, generator=rng) > 0.3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 4e-3), (torch.float64, 1e-12)])
+def test_other_floats(tmp_path, rng, dtype, tolerance):
+    torch.manual_seed(0)
+    net = (
+        nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3), nn.Softmax(-1))
+        .to(dtype)
+        .eval()
+    )
+    x = torch.randn(5, 8, generator=rng).to(dtype)
+    specqd.compile(net, tmp_path / "net", example_inputs=(x,))
+    torch.testing.assert_close(specqd.load(tmp_path / "net")(x), net(x), rtol=tolerance, atol=tolerance)
+
+
+def encoder():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    return nn.Sequential(
+        nn.Embedding(50, 32), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(32, 5)
+    )
+
+
+def test_one_compilation_serves_fifty_lengths(check, rng):
+    lengths = [torch.randint(0, 50, (2, n), generator=rng) for n in range(2, 52)]
+    check(encoder(), lengths[8], others=[(x,) for x in lengths], dynamic=({1: Dim("length", max=64)},))
+
+
+def test_two_dynamic_sizes_and_what_is_computed_from_them(check, rng):
+    def functions(x):
+        rows, columns = x.shape
+        return (
+            x.reshape(rows * columns),
+            x.t() * rows,
+            torch.cat([x, x * 2]),
+            x[:1] * x + x[:, :1] - torch.full((1, 1), 2.0),
+            x.mean(1, keepdim=True).expand(rows, columns).contiguous(),
+            x.sum() / (rows + columns),
+            x.softmax(0),
+        )
+
+    others = [(torch.randn(r, c, generator=rng),) for r, c in ((2, 3), (7, 33), (40, 2))]
+    check(functions, torch.randn(5, 6, generator=rng), others=others, dynamic=({0: Dim("r"), 1: Dim("c")},))
+
+
+def test_a_convolutional_network(check, rng):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish(), nn.MaxPool2d(3, 2, 1),
+        nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.SiLU(), nn.Conv2d(16, 24, 1), nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(24, 10), nn.Softmax(1),
+    )  # fmt: skip
+    check(net, torch.randn(1, 3, 33, 33, generator=rng))
+
+
+def test_convolutions_of_dynamic_batches_and_lengths(check, rng):
+    net = nn.Sequential(
+        nn.Conv1d(4, 8, 5, 2), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv1d(8, 8, 3, padding=1, groups=8),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    others = [(torch.randn(b, 4, t, generator=rng),) for b, t in ((1, 10), (17, 123))]
+    sizes = ({0: Dim("batch", max=64), 2: Dim("time", min=10, max=400)},)
+    check(net, torch.randn(3, 4, 50, generator=rng), others=others, dynamic=sizes)
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda x: x + torch.rand(3), "rand.*test_general_codegen.py.*draws random numbers"),
+        (lambda x: x.bfloat16() * 2, "_to_copy.*bfloat16 is not compiled yet"),
+        (lambda x: torch.fft.fft(x).real, "there is no rule for this operator|cannot be compiled"),
+        (lambda x: x[x > 0] if False else torch.linalg.eigvalsh(x.outer(x)), "no rule for this operator"),
+    ],
+)
+def test_what_cannot_be_compiled_is_named_with_its_line_and_why(tmp_path, function, why):
+    with pytest.raises(CodegenError, match=why):
+        specqd.compile(Apply(function), tmp_path / "artifact", example_inputs=(torch.randn(3),))
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_arrays_in_arrays_out(check):
+    compiled = check(lambda x: x.flip(0) + 1, torch.arange(12.0).reshape(3, 4))
+    found = compiled(np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)))
+    assert (
+        isinstance(found, np.ndarray) and found.tolist() == (np.arange(12).reshape(3, 4)[::-1] + 1).tolist()
+    )
