@@ -1,0 +1,1 @@
+"""Kernels of convolutions and matrix products, by what they compute; they know nothing of graphs."""
