@@ -8,7 +8,7 @@ from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT, block, blocked_shape, pieces
 from specqd.codegen.dense_kernels.padding import Image
-from specqd.codegen.dense_kernels.product import Product, sum_type, weight_view
+from specqd.codegen.dense_kernels.product import Product, bands, sum_type, weight_view
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
 from specqd.codegen.dense_kernels.tiling import tiling
 from specqd.codegen.isa.base import ISA
@@ -43,18 +43,9 @@ def blocked_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
             group = part // (parts // spec.groups)
             at = batch * image.batch + top * product.inputs.row + group * (-(-words // size) * image.block)
             count = tirx.min(i32(tiles.task), rows - top) if rows % tiles.task else i32(tiles.task)
-            product.task(sums, first, bind(at), _bands(rows, tiles.rows, count))
+            product.task(sums, first, bind(at), bands(rows, tiles.rows, count))
             _end(spec, ending, tiles.blocks, sums, (batch, first, top), count * columns)
     return kernel.function(symbol)
-
-
-def _bands(rows: int, high: int, count: Any) -> list[tuple[int, Any, Any]]:
-    """Cut `count` rows of a task, which end with the image's or are whole tiles, into tiles and a rest."""
-    full = bind(count // high)
-    bands = [(high, full, i32(0))]
-    if rows % high:
-        bands.append((rows % high, tirx.min(i32(1), count % high), full * high))
-    return bands
 
 
 def _end(spec: ConvSpec, ending: Ending, blocks: int, sums: Any, corner: tuple[Any, Any, Any], pixels: Any) -> None:

@@ -61,7 +61,8 @@ def pack_conv(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
         raise InputError(f"the weight is {weight.shape}, and the convolution wants {expected}")
     flat = weight.reshape(*expected[:2], -1)
     if by_lane(spec):
-        return np.ascontiguousarray(_whole(flat, OUT).reshape(-1, OUT, *flat.shape[1:]).transpose(0, 2, 3, 1))
+        cut = _whole(flat, OUT).reshape(-1, OUT, *flat.shape[1:])
+        return np.ascontiguousarray(cut.transpose(0, 2, 3, 1))
     return _words(spec, flat)
 
 
@@ -85,8 +86,10 @@ def corrections(spec: ConvSpec | GemmSpec, weight: np.ndarray, shifted: bool) ->
     """Return what integer kernels add to the sums of each output channel: int32 `[whole blocks]`.
 
     The sum of `(x - zero) * w` is that of `x * w` less `zero * sum(w)`; `shifted` kernels (see `ISA.signed_bytes`) read
-    signed inputs as `x + 128`.
+    signed inputs as `x + 128`. Kernels that work by lane take `zero` off the inputs.
     """
+    if isinstance(spec, ConvSpec) and by_lane(spec):
+        return np.zeros(-(-len(weight) // OUT) * OUT, np.int32)
     offset = spec.zero + (128 if shifted and spec.dtype == "int8" else 0)
     total = weight.astype(np.int64).reshape(len(weight), -1).sum(1)
     return pack_channels((-offset * total).astype(np.int32))

@@ -16,7 +16,7 @@ from specqd.codegen.dense_kernels.tiling import Tiling, passes
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, f32, i32, load, local, splat, store, tirx
 
-__all__ = ["Inputs", "Product", "sum_type", "view_type", "weight_view"]
+__all__ = ["Inputs", "Product", "bands", "sum_type", "view_type", "weight_view"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,23 @@ def sum_type(dtype: str) -> str:
 def weight_view(dtype: str) -> tuple[str, str]:
     """Return the type of a packed weight, and as which it is read."""
     return {"float32": ("float32", "float32"), "bfloat16": ("bfloat16", "int32")}.get(dtype, ("int8", "int8"))
+
+
+def bands(rows: int | None, high: int, count: Any) -> list[tuple[int, Any, Any]]:
+    """Cut the `count` rows of a task into tiles of `high` rows and a rest: `(rows of a tile, how many, first row)`.
+
+    Tasks are whole tiles but for the last of the image. If its `rows` are open, the rest is made of powers of two.
+    """
+    full = bind(count // high)
+    cut = [(high, full, i32(0))]
+    if rows is not None:
+        return [*cut, (rows % high, tirx.min(i32(1), count % high), full * high)] if rows % high else cut
+    rest, size = bind(count % high), 1
+    while size < high:
+        above = rest // (2 * size) * (2 * size)
+        cut.append((size, rest // size % 2, full * high + above))
+        size *= 2
+    return cut
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from specqd.codegen.dense_kernels.layout import OUT
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import THREADS
 
-__all__ = ["Tiling", "tiling"]
+__all__ = ["Tiling", "passes", "tiling"]
 
 #: pixels of a task, whose sums wait in the first cache between passes over parts of the inputs
 _PIXELS = 112
@@ -77,7 +77,8 @@ def _task(rows: int | None, columns: int, high: int, others: int) -> int:
             break
         count = -(-rows // task)
         full = -(-count * others // THREADS) * THREADS * task
-        choices.append((full / (rows * others) if count * others < 16 else 1.0, abs(task * columns - _PIXELS), task))
+        idle = round(full / (rows * others), 1) if count * others < 16 else 1.0
+        choices.append((idle, abs(task * columns - _PIXELS), task))
     return min(choices)[2]
 
 
