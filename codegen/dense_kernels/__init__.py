@@ -15,10 +15,12 @@ from specqd.codegen.dense_kernels.layout import (
 )
 from specqd.codegen.dense_kernels.matrix import matrix_product
 from specqd.codegen.dense_kernels.spec import ConvSpec, Epilogue, GemmSpec, Requantise
+from specqd.codegen.dense_kernels.tiled import fits_tiles, tiled_convolution, tiled_matrix_product
 from specqd.codegen.isa.base import ISA
 
 __all__ = [
-    "ConvSpec", "Epilogue", "GemmSpec", "Requantise", "block", "blocked_shape", "conv2d", "corrections", "gemm",
+    "ConvSpec", "Epilogue", "GemmSpec", "Requantise", "block", "blocked_shape", "conv2d", "corrections", "fits_tiles",
+    "gemm",
     "pack_channels", "pack_conv", "pack_gemm",
 ]  # fmt: skip
 
@@ -33,7 +35,9 @@ def conv2d(spec: ConvSpec, isa: ISA, symbol: str = "conv2d") -> Any:
     Raises:
         CodegenError: an argument is too large to be indexed, or in a layout that the kernel does not read.
     """
-    return (lane_convolution if by_lane(spec) else blocked_convolution)(spec, isa, symbol)
+    if by_lane(spec):
+        return lane_convolution(spec, isa, symbol)
+    return (tiled_convolution if fits_tiles(spec, isa) else blocked_convolution)(spec, isa, symbol)
 
 
 def gemm(spec: GemmSpec, isa: ISA, symbol: str = "gemm") -> Any:
@@ -45,4 +49,4 @@ def gemm(spec: GemmSpec, isa: ISA, symbol: str = "gemm") -> Any:
     Raises:
         CodegenError: an argument is too large to be indexed.
     """
-    return matrix_product(spec, isa, symbol)
+    return (tiled_matrix_product if fits_tiles(spec, isa) else matrix_product)(spec, isa, symbol)

@@ -85,8 +85,8 @@ def pack_channels(values: np.ndarray) -> np.ndarray:
 def corrections(spec: ConvSpec | GemmSpec, weight: np.ndarray, shifted: bool) -> np.ndarray:
     """Return what integer kernels add to the sums of each output channel: int32 `[whole blocks]`.
 
-    The sum of `(x - zero) * w` is that of `x * w` less `zero * sum(w)`; `shifted` kernels (see `ISA.signed_bytes`) read
-    signed inputs as `x + 128`. Kernels that work by lane take `zero` off the inputs.
+    The sum of `(x - zero) * w` is that of `x * w` less `zero * sum(w)`. `shifted` kernels, which are all but those in tiles,
+    read signed inputs as `x + 128`. Kernels that work by lane take `zero` off the inputs.
     """
     if isinstance(spec, ConvSpec) and by_lane(spec):
         return np.zeros(-(-len(weight) // OUT) * OUT, np.int32)
@@ -108,4 +108,4 @@ def _words(spec: ConvSpec | GemmSpec, flat: np.ndarray) -> np.ndarray:
     whole = _whole(_whole(flat, OUT), per, 1)
     cut = whole.reshape(-1, OUT, words, per, flat.shape[2]).transpose(0, 4, 2, 1, 3)
     blocks = [cut[:, :, first : first + size] for first in range(0, words, size)]
-    return np.concatenate([b.reshape(len(cut), -1, OUT, per) for b in blocks], 1)
+    return np.ascontiguousarray(np.concatenate([b.reshape(len(cut), -1, OUT, per) for b in blocks], 1))

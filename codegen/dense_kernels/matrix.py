@@ -8,70 +8,96 @@ from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT, pieces
 from specqd.codegen.dense_kernels.packing import pack_activation
-from specqd.codegen.dense_kernels.product import Inputs, Product, bands, sum_type, view_type, weight_view
+from specqd.codegen.dense_kernels.product import (
+    Inputs,
+    Product,
+    bands,
+    locate,
+    sum_type,
+    view_type,
+    weight_view,
+)
 from specqd.codegen.dense_kernels.spec import PER_WORD, GemmSpec
 from specqd.codegen.dense_kernels.tiling import tiling
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
 
-__all__ = ["matrix_product"]
+__all__ = ["Matrix", "matrix_product"]
+
+
+class Matrix:
+    """The arguments `(x, second, [correction, [scale]], [bias], [residual], out)` and where they lie.
+
+    Attributes:
+        weight: of `blocks` blocks for each product of the batch; of a dynamic product in scratch, which `pack` fills.
+        rows: of each product, perhaps an expression.
+    """
+
+    def __init__(self, isa: ISA, spec: GemmSpec) -> None:
+        """Open the function and declare them."""
+        self.kernel, self.isa, self.spec = Kernel(isa), isa, spec
+        self.words, self.size = pieces(spec)
+        self.blocks = -(-spec.n // OUT)
+        m = tirx.Var("m", "int64") if spec.m is None else spec.m
+        self.rows: Any = tirx.Cast("int32", m) if spec.m is None else spec.m
+        lead = (spec.batch,) if spec.dynamic else ()
+        self.x = self.kernel.argument("x", (*lead, m, spec.k), spec.dtype, view_type(spec.dtype))
+        shape: tuple[int, ...] = self.blocks, self.words, OUT, PER_WORD[spec.dtype]
+        if spec.dynamic:
+            shape = (spec.batch, *((spec.n, spec.k) if spec.transposed else (spec.k, spec.n)))
+        self.weight = self.kernel.argument("second", shape, *weight_view(spec.dtype))
+        self.ending = Ending(self.kernel, isa, spec, self.blocks * OUT, (*lead, m, spec.n))
+        if spec.dynamic:
+            self._second = self.weight
+            self.weight = self.kernel.scratch(spec.batch * self.blocks * self.words * OUT, "float32")
+        #: threads share the rows, not the weights, where that is less to read
+        self.by_band = spec.m is not None and spec.m > spec.n
+
+    def pack(self) -> None:
+        """Emit the phase that packs a dynamic second operand."""
+        if self.spec.dynamic:
+            with self.kernel.phase():
+                pack_activation(self.spec, self.isa, self._second, self.weight)
+
+    def tasks(self, extent: Any) -> Any:
+        """Open the loop over tasks."""
+        # A loop whose extent is not known is not simplified away.
+        return parallel(extent) if isinstance(extent, int) else I.parallel(0, extent)
+
+    def write(self, sums: Any, at: Any, row: Any, channel: Any) -> None:
+        """End the sums of a block of channels of a row; the last block of all may have fewer than 16."""
+        to, rest = bind(row * self.spec.n + channel), self.spec.n % OUT
+        if not rest:
+            self.ending.write(sums, at, channel, to)
+            return
+        with I.If(channel + OUT <= self.spec.n):
+            with I.Then():
+                self.ending.write(sums, at, channel, to)
+            with I.Else():
+                self.ending.write(sums, at, channel, to, rest)
 
 
 def matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
-    """Return the function `(x, second, [correction, [scale]], [bias], [residual], out)`."""
-    kernel = Kernel(isa)
-    (words, size), per = pieces(spec), PER_WORD[spec.dtype]
-    blocks = -(-spec.n // OUT)
-    m = tirx.Var("m", "int64") if spec.m is None else spec.m
-    lead = (spec.batch,) if spec.dynamic else ()
-    x = kernel.argument("x", (*lead, m, spec.k), spec.dtype, view_type(spec.dtype))
-    if spec.dynamic:
-        shape = (spec.n, spec.k) if spec.transposed else (spec.k, spec.n)
-        second = kernel.argument("second", (spec.batch, *shape), "float32")
-    else:
-        weight = kernel.argument("weight", (blocks, words, OUT, per), *weight_view(spec.dtype))
-    ending = Ending(kernel, isa, spec, blocks * OUT, (*lead, m, spec.n))
-    if spec.dynamic:
-        weight = kernel.scratch(spec.batch * blocks * words * OUT, "float32")
-
-    tiles = tiling(isa, spec.m, 1, blocks, spec.batch)
-    inputs = Inputs(x, block=size, word=1, row=words, column=0)
-    product = Product(isa, spec.dtype, inputs, weight, (1, 1), words, size, 1, tiles)
-    rows = tirx.Cast("int32", m) if spec.m is None else spec.m
-    parts, tasks = blocks // tiles.blocks, -(-rows // tiles.task) if spec.m else (rows + tiles.task - 1) // tiles.task
+    """Return the function."""
+    made = Matrix(isa, spec)
+    kernel, rows = made.kernel, made.rows
+    tiles = tiling(isa, spec.m, 1, made.blocks, spec.batch)
+    inputs = Inputs(made.x, block=made.size, word=1, row=made.words, column=0)
+    product = Product(isa, spec.dtype, inputs, made.weight, (1, 1), made.words, made.size, 1, tiles)
+    parts, count = made.blocks // tiles.blocks, (rows + tiles.task - 1) // tiles.task
     with kernel.launch():
-        if spec.dynamic:
-            with kernel.phase():
-                pack_activation(spec, isa, second, weight)
-        with kernel.phase(), _tasks(spec.batch * tasks * parts) as task:
-            part, band, batch = bind(task % parts), bind(task // parts % tasks), bind(task // (parts * tasks))
+        made.pack()
+        with kernel.phase(), made.tasks(spec.batch * count * parts) as task:
+            batch, band, part = locate(task, count, parts, made.by_band)
             sums = kernel.scratch(product.sums, sum_type(spec.dtype))
             first, top = bind(part * tiles.blocks), bind(band * tiles.task)
             row = bind(batch * rows + top)
             even = isinstance(rows, int) and rows % tiles.task == 0
-            count = i32(tiles.task) if even else bind(tirx.min(i32(tiles.task), rows - top))
-            product.task(sums, first + batch * blocks, bind(row * words), bands(spec.m, tiles.rows, count))
-            with I.serial(0, count) as r:
-                _end(spec, ending, tiles.blocks, sums, r, first, row)
+            height = i32(tiles.task) if even else bind(tirx.min(i32(tiles.task), rows - top))
+            product.task(
+                sums, first + batch * made.blocks, bind(row * made.words), bands(spec.m, tiles.rows, height)
+            )
+            with I.serial(0, height) as r:
+                for j in range(tiles.blocks):
+                    made.write(sums, (r * tiles.blocks + j) * OUT, row + r, bind((first + j) * OUT))
     return kernel.function(symbol)
-
-
-def _tasks(extent: Any) -> Any:
-    # A loop whose extent is not known is not simplified away.
-    return parallel(extent) if isinstance(extent, int) else I.parallel(0, extent)
-
-
-def _end(spec: GemmSpec, ending: Ending, blocks: int, sums: Any, r: Any, first: Any, row: Any) -> None:
-    """Write one row of a task; the last block of all may have fewer than 16 channels."""
-    for j in range(blocks):
-        channel = bind((first + j) * OUT)
-        at, to = (r * blocks + j) * OUT, (row + r) * spec.n + channel
-        rest = spec.n % OUT
-        if not rest or j < blocks - 1:
-            ending.write(sums, at, channel, to)
-            continue
-        with I.If(channel + OUT <= spec.n):
-            with I.Then():
-                ending.write(sums, at, channel, to)
-            with I.Else():
-                ending.write(sums, at, channel, to, rest)

@@ -16,7 +16,7 @@ from specqd.codegen.dense_kernels.tiling import Tiling, passes
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, f32, i32, load, local, splat, store, tirx
 
-__all__ = ["Inputs", "Product", "bands", "sum_type", "view_type", "weight_view"]
+__all__ = ["Inputs", "Product", "bands", "locate", "serial", "sum_type", "view_type", "weight_view"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,16 @@ def weight_view(dtype: str) -> tuple[str, str]:
     return {"float32": ("float32", "float32"), "bfloat16": ("bfloat16", "int32")}.get(dtype, ("int8", "int8"))
 
 
+def locate(task: Any, bands: Any, parts: int, by_band: bool) -> tuple[Any, Any, Any]:
+    """Return the product of the batch, the band of rows and the part of the channels of a task.
+
+    Threads take neighbouring tasks: `by_band`, they share out the rows, otherwise the channels.
+    """
+    inner, outer = (parts, bands) if by_band else (bands, parts)
+    first, second = bind(task // inner % outer), bind(task % inner)
+    return (bind(task // (bands * parts)), *((first, second) if by_band else (second, first)))
+
+
 def bands(rows: int | None, high: int, count: Any) -> list[tuple[int, Any, Any]]:
     """Cut the `count` rows of a task into tiles of `high` rows and a rest: `(rows of a tile, how many, first row)`.
 
@@ -65,7 +75,8 @@ def bands(rows: int | None, high: int, count: Any) -> list[tuple[int, Any, Any]]
 
 
 @contextmanager
-def _serial(extent: Any) -> Iterator[Any]:
+def serial(extent: Any) -> Iterator[Any]:
+    """Open a loop, unless it is known to run once."""
     if isinstance(extent, int) and extent == 1:
         yield i32(0)
     else:
@@ -109,7 +120,7 @@ class Product:
         if not alone:
             self._clear(sums)
         if full:
-            with _serial(full // each) as part:
+            with serial(full // each) as part:
                 self._pass(sums, first, at, pieces, (part * each, each, self.size), alone)
         if self.words % self.size:
             self._pass(sums, first, at, pieces, (i32(full), 1, self.words % self.size), alone)
@@ -126,9 +137,9 @@ class Product:
         wide = self.tiling.columns
         rest = self.columns % wide
         for high, repeats, row in pieces:
-            with _serial(repeats) as r:
+            with serial(repeats) as r:
                 top = bind(row + r * high)
-                with _serial(self.columns // wide) as c:
+                with serial(self.columns // wide) as c:
                     self._tile(sums, first, at, part, (top, c * wide), (high, wide), alone)
                 if rest:
                     self._tile(sums, first, at, part, (top, i32(self.columns - rest)), (high, rest), alone)
@@ -156,7 +167,7 @@ class Product:
         begin = bind(at + corner[0] * x.row + corner[1] * x.column + block * x.block)
         weights = [bind((first + j) * (self.words * taps) + block * (self.size * taps)) for j in range(self.tiling.blocks)]
         unroll = next(u for u in (4, 3, 2, 1) if words % u == 0)
-        with _serial(blocks) as b, _serial(self.taps[0]) as h, _serial(self.taps[1]) as w, _serial(words // unroll) as s:
+        with serial(blocks) as b, serial(self.taps[0]) as h, serial(self.taps[1]) as w, serial(words // unroll) as s:
             word = bind(begin + b * x.block + h * x.tap_row + w * x.tap_column + s * (unroll * x.word))
             line = bind((((b * self.taps[0] + h) * self.taps[1] + w) * (words // unroll) + s) * unroll)
             for u in range(unroll):
