@@ -58,22 +58,23 @@ def plain(y: torch.Tensor, channels: int) -> torch.Tensor:
     return y.permute(0, 1, 4, 2, 3).reshape(n, blocks * size, h, w)[:, :channels]
 
 
-def run_conv(spec: ConvSpec, isa: str, rng: torch.Generator) -> Run:
-    """Compile and run a convolution."""
-    x = _random((spec.batch, spec.in_channels, spec.height, spec.width), spec.dtype, rng)
+def run_conv(spec: ConvSpec, isa: str, rng: torch.Generator, x: torch.Tensor | None = None) -> Run:
+    """Compile and run a convolution, of `x` if it is given."""
+    if x is None:
+        x = _random((spec.batch, spec.in_channels, spec.height, spec.width), spec.dtype, rng)
     weight = _random(
         (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel), _weight_type(spec.dtype), rng
     )
     top, left, bottom, right = spec.padding
     padded = functional.pad(x - spec.zero, (left, right, top, bottom)).double()
-    sums = functional.conv2d(
-        padded, weight.double(), None, spec.stride, 0, spec.dilation, spec.groups
-    )
+    sums = functional.conv2d(padded, weight.double(), None, spec.stride, 0, spec.dilation, spec.groups)
     shape = blocked_shape(spec.batch, spec.out_channels, spec.out_height, spec.out_width, spec.out_dtype)
     given = _stored(x, spec.dtype) if spec.planes else blocked(x, spec.dtype)
     packed = pack_conv(spec, _stored(weight, _weight_type(spec.dtype)))
     call = _Call(spec, isa, conv2d(spec, TABLE[isa], "f"), rng)
-    stored, ending = call(given, packed, weight, sums, shape, lambda r: blocked(r, spec.out_dtype), (1, -1, 1, 1))
+    stored, ending = call(
+        given, packed, weight, sums, shape, lambda r: blocked(r, spec.out_dtype), (1, -1, 1, 1)
+    )
     return Run(plain(stored, spec.out_channels), *ending)
 
 
@@ -91,7 +92,13 @@ def run_gemm(spec: GemmSpec, isa: str, rng: torch.Generator, rows: tuple[int, ..
         else:
             second = pack_gemm(spec, _stored(weight, _weight_type(spec.dtype)))
         stored, ending = call(
-            _stored(x, spec.dtype), second, weight, sums, sums.shape, lambda r: _stored(r, spec.out_dtype), (-1,)
+            _stored(x, spec.dtype),
+            second,
+            weight,
+            sums,
+            sums.shape,
+            lambda r: _stored(r, spec.out_dtype),
+            (-1,),
         )
         runs.append(Run(stored, *ending))
     return runs
@@ -126,7 +133,9 @@ class _Call:
         value = _ACTIVATIONS[spec.epilogue.activation](value)
         out = array(shape, _numpy(spec.out_dtype))
         out.view(np.uint8)[...] = 0x7F
-        self.function(*(_argument(a, t) for a, t in self._typed(arguments, weight)), _argument(out, spec.out_dtype))
+        self.function(
+            *(_argument(a, t) for a, t in self._typed(arguments, weight)), _argument(out, spec.out_dtype)
+        )
         return _loaded(out, spec.out_dtype), (self._exact(value), value)
 
     def _typed(self, arguments: list[Any], weight: Any) -> list[tuple[Any, str]]:

@@ -28,7 +28,9 @@ _TASK = 128
 def lane_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
     """Return the function `(x, weight, [correction, [scale]], [bias], [residual], out)`; `x` is in blocks."""
     if spec.planes:
-        raise CodegenError(f"a convolution of {spec.groups} groups reads channels in blocks: convert its input first")
+        raise CodegenError(
+            f"a convolution of {spec.groups} groups reads channels in blocks: convert its input first"
+        )
     kernel = Kernel(isa)
     view = "uint16" if spec.dtype == "bfloat16" else spec.dtype
     stored = "int8" if spec.dtype == "uint8" else spec.dtype
@@ -73,15 +75,24 @@ class _Row:
 
     def emit(self, sums: Any) -> None:
         spec = self.spec
-        limit = min(14, (self.isa.registers - 4) * self.isa.lanes // OUT)
+        # A gathered vector takes as many loads as it has lanes: few pixels keep the code small.
+        limit = min(14, (self.isa.registers - 4) * self.isa.lanes // OUT) if self._depthwise else 2
         wide = -(-spec.out_width // -(-spec.out_width // limit))
-        inner = [c for c in range(0, spec.out_width - wide + 1, wide) if self._whole(c) and self._whole(c + wide - 1)]
+        inner = [
+            c
+            for c in range(0, spec.out_width - wide + 1, wide)
+            if self._whole(c) and self._whole(c + wide - 1)
+        ]
         if inner:
             with I.serial(0, len(inner)) as s:
                 self._tile(sums, bind(inner[0] + s * wide), range(wide), None)
         for column in range(0, spec.out_width, wide):
             if column not in inner:
                 self._tile(sums, i32(column), range(min(wide, spec.out_width - column)), column)
+
+    @property
+    def _depthwise(self) -> bool:
+        return self.spec.in_channels == self.spec.out_channels == self.spec.groups
 
     def _inside(self, column: int, tap: int) -> bool:
         at = column * self.spec.stride[1] - self.spec.padding[1] + tap * self.spec.dilation[1]
@@ -106,7 +117,9 @@ class _Row:
             line = bind((top + h * down) * spec.width + column * spec.stride[1] - spec.padding[1])
             for tap in range(width):
                 at = ((self.first * each + j) * height + h) * width + tap
-                weights = [bind(self._wide(load(self.weight, at * OUT + v, lanes))) for v in range(0, OUT, lanes)]
+                weights = [
+                    bind(self._wide(load(self.weight, at * OUT + v, lanes))) for v in range(0, OUT, lanes)
+                ]
                 for p in pixels:
                     if known is None or self._inside(known + p, tap):
                         place = line + p * spec.stride[1] + tap * spec.dilation[1]
@@ -135,10 +148,11 @@ class _Row:
         """Load input `j` of the groups of lanes `v` and following, at pixel `place`."""
         spec, lanes = self.spec, self.isa.lanes
         each, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        if each == outputs == 1:
+        if self._depthwise:
             return load(self.x, self._place(bind(self.first * OUT + v), place), lanes)
         channels = [
-            tirx.min((self.first * OUT + v + lane) // outputs, spec.groups - 1) * each + j for lane in range(lanes)
+            tirx.min((self.first * OUT + v + lane) // outputs, spec.groups - 1) * each + j
+            for lane in range(lanes)
         ]
         scalars = [bind(self.x[self._place(c, place)]) for c in channels]
         return bind(tirx.Shuffle(scalars, list(range(lanes))))

@@ -41,7 +41,9 @@ _RANGE = {"uint8": (0, 255), "int8": (-128, 127)}
 class Ending:
     """The arguments that follow the weight, and the code that reads and writes them."""
 
-    def __init__(self, kernel: Kernel, isa: ISA, spec: ConvSpec | GemmSpec, channels: int, shape: Any) -> None:
+    def __init__(
+        self, kernel: Kernel, isa: ISA, spec: ConvSpec | GemmSpec, channels: int, shape: Any
+    ) -> None:
         """Declare the arguments in order: correction and scale of integers, bias, residual, output of `shape`.
 
         The first three have `channels`, a multiple of 16.

@@ -12,7 +12,17 @@ import numpy as np
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec, GemmSpec
 from specqd.errors import InputError
 
-__all__ = ["OUT", "block", "blocked_shape", "by_lane", "corrections", "pack_channels", "pack_conv", "pack_gemm", "pieces"]
+__all__ = [
+    "OUT",
+    "block",
+    "blocked_shape",
+    "by_lane",
+    "corrections",
+    "pack_channels",
+    "pack_conv",
+    "pack_gemm",
+    "pieces",
+]
 
 #: output channels in a block of a weight
 OUT = 16

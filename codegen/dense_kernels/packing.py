@@ -29,7 +29,9 @@ def pack_activation(spec: GemmSpec, isa: ISA, second: Any, packed: Any) -> None:
                 _block(spec, isa, second, packed, (batch, first, to), rest)
 
 
-def _block(spec: GemmSpec, isa: ISA, second: Any, packed: Any, where: tuple[Any, Any, Any], width: int) -> None:
+def _block(
+    spec: GemmSpec, isa: ISA, second: Any, packed: Any, where: tuple[Any, Any, Any], width: int
+) -> None:
     batch, first, to = where
     if not spec.transposed:
         at = bind(batch * (spec.k * spec.n) + first)

@@ -47,9 +47,7 @@ class Image:
         self.batch = self.planes * self.block
         self.word = self.block if self.pixel == 1 and spec.planes else 1
         self._copied = self._assembled or any(spec.padding)
-        self.words = (
-            kernel.scratch(spec.batch * self.batch, self.view) if self._copied else self._argument
-        )
+        self.words = kernel.scratch(spec.batch * self.batch, self.view) if self._copied else self._argument
         self._total = total
 
     @property
@@ -88,7 +86,9 @@ class Image:
             byte = self.spec.zero % 256
             word = byte * 0x01010101
             value = tirx.const(word - (word >> 31 << 32), "int32")
-        self._span(pixels * self.pixel, lambda i, lanes: store(self.words, to + i, splat(value, lanes), lanes))
+        self._span(
+            pixels * self.pixel, lambda i, lanes: store(self.words, to + i, splat(value, lanes), lanes)
+        )
 
     def _row(self, plane: Any, y: Any, to: Any) -> None:
         spec = self.spec
@@ -114,7 +114,9 @@ class Image:
             tirx.shift_left(
                 tirx.Cast(
                     "int32",
-                    self._argument[(image * spec.in_channels + first + i) * (spec.height * spec.width) + place],
+                    self._argument[
+                        (image * spec.in_channels + first + i) * (spec.height * spec.width) + place
+                    ],
                 ),
                 tirx.const(32 // per * i, "int32"),
             )

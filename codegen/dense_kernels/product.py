@@ -133,7 +133,9 @@ class Product:
     def _zero(self) -> Any:
         return splat(tirx.const(0, sum_type(self.dtype)), self.isa.lanes)
 
-    def _pass(self, sums: Any, first: Any, at: Any, pieces: Any, part: tuple[Any, int, int], alone: bool) -> None:
+    def _pass(
+        self, sums: Any, first: Any, at: Any, pieces: Any, part: tuple[Any, int, int], alone: bool
+    ) -> None:
         wide = self.tiling.columns
         rest = self.columns % wide
         for high, repeats, row in pieces:
@@ -165,9 +167,17 @@ class Product:
             for i in range(0, width, lanes):
                 store(row, i, self._zero() if alone else load(sums, place + i, lanes), lanes)
         begin = bind(at + corner[0] * x.row + corner[1] * x.column + block * x.block)
-        weights = [bind((first + j) * (self.words * taps) + block * (self.size * taps)) for j in range(self.tiling.blocks)]
+        weights = [
+            bind((first + j) * (self.words * taps) + block * (self.size * taps))
+            for j in range(self.tiling.blocks)
+        ]
         unroll = next(u for u in (4, 3, 2, 1) if words % u == 0)
-        with serial(blocks) as b, serial(self.taps[0]) as h, serial(self.taps[1]) as w, serial(words // unroll) as s:
+        with (
+            serial(blocks) as b,
+            serial(self.taps[0]) as h,
+            serial(self.taps[1]) as w,
+            serial(words // unroll) as s,
+        ):
             word = bind(begin + b * x.block + h * x.tap_row + w * x.tap_column + s * (unroll * x.word))
             line = bind((((b * self.taps[0] + h) * self.taps[1] + w) * (words // unroll) + s) * unroll)
             for u in range(unroll):
@@ -181,7 +191,9 @@ class Product:
     def _weights(self, line: Any) -> list[Any]:
         lanes = self.isa.lanes
         if sum_type(self.dtype) == "int32":
-            return [bind(load(self.weight, line * (OUT * 4) + v * 4, lanes * 4)) for v in range(0, OUT, lanes)]
+            return [
+                bind(load(self.weight, line * (OUT * 4) + v * 4, lanes * 4)) for v in range(0, OUT, lanes)
+            ]
         loaded = [load(self.weight, line * OUT + v, lanes) for v in range(0, OUT, lanes)]
         return [self.isa.bf16_prepare(w) if self.dtype == "bfloat16" else bind(w) for w in loaded]
 

@@ -1,0 +1,274 @@
+"""Convolution and matrix kernels, layer by layer, in turns with torch and onnxruntime.
+
+Each engine works in a process that is idle while the others run, with its own layout of activations: ours are in blocks, as a
+chain of convolutions keeps them. FP32 is compared with both peers, BF16 with torch, INT8 (u8 x s8, requantised to u8) with
+our FP32.
+
+    python benchmarks/dense_kernels.py                                    # all layers
+    python benchmarks/dense_kernels.py --quick --models ResNet-50 --json dense.json
+    python benchmarks/dense_kernels.py --onnxruntime PYTHON               # an interpreter that has onnxruntime and onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import Any
+
+import machine
+import numpy as np
+import report
+import tvm
+import tvm_ffi
+from dense_layers import LAYERS, Layer
+
+from specqd.codegen.dense_kernels import ConvSpec, Epilogue, GemmSpec, Requantise, conv2d, gemm
+from specqd.codegen.isa import ISA, named
+from specqd.codegen.library import machine_code
+from specqd.runtime.cpu import cpu_features
+from specqd.runtime.library import aligned, tensor
+from specqd.runtime.tiles import permit_tiles
+
+_PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "uint8"}
+_SECONDS = 0.03  # of a measurement
+_PAUSE = 0.05  # for the other engines' threads to stop spinning
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print, and write what `report` writes."""
+    options = _options()
+    isa = named(options.isa, cpu_features())
+    os.environ |= {"TVM_NUM_THREADS": str(options.threads), "TVM_BIND_THREADS": "0"}
+    if isa.tiles:
+        permit_tiles()
+    layers = [layer for layer in LAYERS if layer.model in options.models]
+    if options.quick:
+        layers = layers[:: max(1, len(layers) // 8)]
+    quiet, rows = machine.Quiet(), []
+    with ExitStack() as stack:
+        peers = {name: stack.enter_context(_peer(name, python, options)) for name, python in _peers(options)}
+        peak = _peak(isa, options.threads)
+        for layer in layers:
+            rows += quiet(lambda layer=layer: _measure(layer, isa, peers, peak, options))  # type: ignore[misc]
+            print(json.dumps(rows[-len(options.precisions)]), file=sys.stderr)
+    details = {
+        "model": "dense kernels",
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "isa": isa.name,
+        "FP32 peak, GFLOP/s": round(peak),
+        "cores used by other processes, at most": round(quiet.worst, 3),
+    }
+    report.write("dense-kernels", [_layers(rows), _models(rows)], details, rows, options)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    models = list(dict.fromkeys(layer.model for layer in LAYERS))
+    parser = argparse.ArgumentParser(description="Measure convolution and matrix kernels layer by layer.")
+    parser.add_argument("--models", nargs="+", default=models, choices=models, help="whose layers")
+    parser.add_argument("--precisions", nargs="+", default=list(_PRECISIONS), choices=list(_PRECISIONS))
+    parser.add_argument("--isa", default="native", help="instruction set")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--onnxruntime", type=Path, help="python with onnxruntime and onnx (default: this one)"
+    )
+    parser.add_argument("--quick", action="store_true", help="some eight layers, two rounds")
+    parser.add_argument("--json", type=Path, help="write a row for each layer and precision to this file")
+    report.add_options(parser)
+    options = parser.parse_args()
+    options.rounds = 2 if options.quick else options.rounds
+    return options
+
+
+def _peers(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    yield "torch", sys.executable
+    if options.onnxruntime or importlib.util.find_spec("onnxruntime"):
+        yield "onnxruntime", str(options.onnxruntime or sys.executable)
+
+
+@contextmanager
+def _peer(name: str, python: str, options: argparse.Namespace) -> Iterator[Callable[..., float]]:
+    """Start an engine's process; gives what asks it for the seconds of a layer."""
+    command = [python, str(Path(__file__).with_name("dense_peers.py")), name, str(options.threads)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        process.stdout.readline()
+
+        def ask(layer: Layer, dtype: str, repeats: int) -> float:
+            assert process.stdin and process.stdout
+            asked = {**asdict(layer), "dtype": dtype, "threads": options.threads, "repeats": repeats}
+            print(json.dumps(asked), file=process.stdin, flush=True)
+            return float(process.stdout.readline())
+
+        yield ask
+        process.stdin.close()
+
+
+def _measure(
+    layer: Layer, isa: ISA, peers: dict[str, Callable[..., float]], peak: float, options: argparse.Namespace
+) -> list[Row]:
+    engines: dict[tuple[str, str], Callable[[int], float]] = {}
+    flops = 0
+    for precision in options.precisions:
+        spec, call = _kernel(layer, _PRECISIONS[precision], isa)
+        flops = spec.flops
+        engines["specqd", precision] = call
+        for name, ask in peers.items():
+            if precision == "float32" or (name, precision) == ("torch", "bfloat16"):
+                engines[name, precision] = lambda n, ask=ask, p=precision: ask(layer, p, n)  # type: ignore[misc]
+    repeats = {key: max(3, math.ceil(_SECONDS / run(3))) for key, run in engines.items()}
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in engines}
+    order = list(engines)
+    for number in range(options.rounds):
+        for key in order[number % len(order) :] + order[: number % len(order)]:
+            time.sleep(_PAUSE)
+            taken[key].append(engines[key](repeats[key]))
+    rows = []
+    for precision in options.precisions:
+        of = {name: median(times) for (name, kind), times in taken.items() if kind == precision}
+        ours = of["specqd"]
+        row = {
+            "model": layer.model,
+            "layer": layer.name,
+            "count": layer.count,
+            "precision": precision,
+            "us": round(ours * 1e6, 1),
+            "gflops": round(flops / ours / 1e9, 1),
+            "peak_fraction": round(flops / ours / 1e9 / peak, 3),
+            **{f"{name}_us": round(of[name] * 1e6, 1) for name in peers if name in of},
+        }
+        if precision != "float32" and ("specqd", "float32") in taken:
+            row["float32_us"] = round(median(taken["specqd", "float32"]) * 1e6, 1)
+        rows.append(row)
+    return rows
+
+
+def _kernel(layer: Layer, dtype: str, isa: ISA) -> tuple[ConvSpec | GemmSpec, Callable[[int], float]]:
+    """Compile our kernel with a bias; gives what runs it so many times and returns the median of the seconds."""
+    ending: dict[str, Any] = {"dtype": dtype, "out_dtype": dtype, "epilogue": Epilogue(bias=True)}
+    if dtype == "uint8":
+        ending |= {"zero": 128, "requantise": Requantise(0.1, 128)}
+    if layer.kernel:
+        pad, square = layer.kernel // 2, (layer.kernel, layer.kernel)
+        spec: ConvSpec | GemmSpec = ConvSpec(
+            1, layer.inputs, layer.size, layer.size, layer.outputs, square, (layer.stride,) * 2, (pad,) * 4,
+            groups=layer.groups, planes=layer.inputs == 3, **ending,
+        )  # fmt: skip
+        function = conv2d(spec, isa, "kernel")
+    else:
+        spec = GemmSpec(layer.size, layer.outputs, layer.inputs, **ending)
+        function = gemm(spec, isa, "kernel")
+    call = machine_code(tvm.IRModule({"kernel": function}), isa).jit()["kernel"]
+    rng = np.random.default_rng(0)
+    arguments = [_random(rng, buffer) for buffer in (function.buffer_map[p] for p in function.params)]
+
+    def run(repeats: int) -> float:
+        taken = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            call(*arguments)
+            taken.append(time.perf_counter() - began)
+        return median(taken)
+
+    return spec, run
+
+
+def _random(rng: np.random.Generator, buffer: Any) -> Any:
+    shape, dtype = [int(size) for size in buffer.shape], str(buffer.dtype)
+    stored = {"bfloat16": np.uint16}.get(dtype) or np.dtype(dtype)
+    made = aligned(math.prod(shape) * np.dtype(stored).itemsize).view(stored).reshape(shape)
+    if dtype == "bfloat16":
+        import torch
+
+        made[...] = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return tvm_ffi.from_dlpack(torch.from_numpy(made).view(torch.bfloat16))
+    made[...] = (
+        rng.standard_normal(shape) if dtype == "float32" else rng.integers(-99, 99, shape).astype(stored)
+    )
+    return tensor(made)
+
+
+def _peak(isa: ISA, threads: int) -> float:
+    """FP32 GFLOP/s of chains of multiplications and additions in registers, on all threads."""
+    from specqd.codegen.tir import I, f32, load, local, parallel, splat, store, tirx
+
+    chains, steps = isa.registers - 4, 100_000
+    out = tirx.decl_buffer((threads * isa.lanes,), "float32", "out")
+    with tvm.script.ir_builder.IRBuilder() as builder, parallel(threads) as t:
+        sums = [local(isa.lanes, "float32") for _ in range(chains)]
+        for i, row in enumerate(sums):
+            store(row, 0, splat(f32(float(i)), isa.lanes), isa.lanes)
+        factor = I.bind(splat(out[0], isa.lanes))
+        with I.serial(0, steps):
+            for row in sums:
+                store(row, 0, isa.fma(load(row, 0, isa.lanes), factor, factor), isa.lanes)
+        total = load(sums[0], 0, isa.lanes)
+        for row in sums[1:]:
+            total = total + load(row, 0, isa.lanes)
+        store(out, t * isa.lanes, total, isa.lanes)
+    function = tirx.PrimFunc([out], builder.get()).with_attr({"global_symbol": "peak", "tirx.noalias": True})
+    call = machine_code(tvm.IRModule({"peak": function}), isa).jit()["peak"]
+    buffer = tensor(aligned(threads * isa.lanes * 4).view(np.float32))
+    taken = []
+    for _ in range(20):
+        began = time.perf_counter()
+        call(buffer)
+        taken.append(time.perf_counter() - began)
+    return 2 * chains * isa.lanes * steps * threads / min(taken) / 1e9
+
+
+def _layers(rows: Sequence[Row]) -> report.Table:
+    headings = ["layer", "precision", "us", "GFLOP/s", "of FP32 peak", "torch us", "onnxruntime us"]
+    lines = [
+        [
+            f"{r['model']} {r['layer']}",
+            r["precision"],
+            f"{r['us']:.0f}",
+            f"{r['gflops']:.0f}",
+            f"{r['peak_fraction']:.2f}",
+            *(f"{r[key]:.0f}" if key in r else "" for key in ("torch_us", "onnxruntime_us")),
+        ]
+        for r in rows
+    ]
+    return report.Table("Layers:", headings, lines)
+
+
+def _models(rows: Sequence[Row]) -> report.Table:
+    """Sums over the layers of each model, as often as they occur, and geometric means of ratios."""
+    lines, figures = [], {}
+    for model, precision in dict.fromkeys((r["model"], r["precision"]) for r in rows):
+        chosen = [r for r in rows if (r["model"], r["precision"]) == (model, precision)]
+        total = sum(r["us"] * r["count"] for r in chosen)
+        cells = [f"{model} {precision}", f"{total / 1e3:.2f}"]
+        for key in ("torch_us", "onnxruntime_us", "float32_us"):
+            if key not in chosen[0]:
+                cells += ["", ""]
+                continue
+            ratio = sum(r[key] * r["count"] for r in chosen) / total
+            mean = geometric_mean([r[key] / r["us"] for r in chosen])
+            cells += [f"{ratio:.2f}", f"{mean:.2f}"]
+            figures[f"{model} {precision} {key[:-3]}"] = {"sum": ratio, "geometric mean": mean}
+        lines.append(cells)
+    headings = ["sum of layers", "ms"]
+    for other in ("torch", "onnxruntime", "our FP32"):
+        headings += [f"{other} / ours", "geometric mean"]
+    return report.Table("Models:", headings, lines, figures)
+
+
+if __name__ == "__main__":
+    main()
