@@ -1,12 +1,12 @@
 """Convolution and matrix kernels, layer by layer, in turns with torch and onnxruntime.
 
-Each engine works in a process that is idle while the others run, with its own layout of activations: ours are in blocks, as a
-chain of convolutions keeps them. FP32 is compared with both peers, BF16 with torch, INT8 (u8 x s8, requantised to u8) with
-our FP32.
+Each engine works in a process that is idle while the others run, with its own layout of activations: ours are
+in blocks, as a chain of convolutions keeps them. FP32 is compared with both peers, BF16 with torch, INT8 (u8
+x s8, requantised to u8) with our FP32.
 
-    python benchmarks/dense_kernels.py                                    # all layers
+    python benchmarks/dense_kernels.py                          # all layers
     python benchmarks/dense_kernels.py --quick --models ResNet-50 --json dense.json
-    python benchmarks/dense_kernels.py --onnxruntime PYTHON               # an interpreter that has onnxruntime and onnx
+    python benchmarks/dense_kernels.py --onnxruntime PYTHON     # an interpreter that has onnxruntime and onnx
 """
 
 from __future__ import annotations
@@ -106,17 +106,16 @@ def _peer(name: str, python: str, options: argparse.Namespace) -> Iterator[Calla
     """Start an engine's process; gives what asks it for the seconds of a layer."""
     command = [python, str(Path(__file__).with_name("dense_peers.py")), name, str(options.threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin and process.stdout
-        process.stdout.readline()
+        asking, answers = process.stdin, process.stdout
+        answers.readline()
 
         def ask(layer: Layer, dtype: str, repeats: int) -> float:
-            assert process.stdin and process.stdout
             asked = {**asdict(layer), "dtype": dtype, "threads": options.threads, "repeats": repeats}
-            print(json.dumps(asked), file=process.stdin, flush=True)
-            return float(process.stdout.readline())
+            print(json.dumps(asked), file=asking, flush=True)
+            return float(answers.readline())
 
         yield ask
-        process.stdin.close()
+        asking.close()
 
 
 def _measure(

@@ -1,6 +1,8 @@
 """One engine's side of `dense_kernels.py`, in a process of its own: reads layers from stdin, answers with seconds.
 
-python dense_peers.py torch|onnxruntime        # a line in: layer as JSON, with `dtype` and `repeats`; a line out: seconds
+    python dense_peers.py torch|onnxruntime THREADS
+
+A line in is a layer as JSON with `dtype`, `threads` and `repeats`; a line out is the median of the seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -73,7 +75,7 @@ def _onnxruntime(layer: dict[str, Any]) -> Callable[[], Any]:
     return lambda: session.run(None, {"x": x})
 
 
-@lru_cache(maxsize=None)
+@cache
 def _runner(engine: str, text: str) -> Callable[[], Any]:
     return {"torch": _torch, "onnxruntime": _onnxruntime}[engine](json.loads(text))
 

@@ -30,14 +30,14 @@ from specqd.codegen.isa import TABLE
 from specqd.codegen.library import machine_code
 from specqd.runtime.library import tensor
 
-__all__ = ["Run", "blocked", "plain", "run_conv", "run_gemm"]
+__all__ = ["Run", "argument", "blocked", "plain", "run_conv", "run_gemm"]
 
 _LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a kernel gave and the exact result, both plain; `real`: the exact value before an integer output is rounded."""
+    """What a kernel gave and the exact result, both plain; `real` is the latter before it is made an integer."""
 
     out: torch.Tensor
     exact: torch.Tensor
@@ -45,7 +45,7 @@ class Run:
 
 
 def blocked(x: torch.Tensor, dtype: str) -> np.ndarray:
-    """Cut NCHW into blocks of channels; lanes that are no channels hold one, so that a kernel that reads them is found."""
+    """Cut NCHW into blocks of channels; what is no channel is one, so that a kernel that reads it is found."""
     n, c, h, w = x.shape
     size = block(c, dtype)
     whole = functional.pad(x, (0, 0, 0, 0, 0, -c % size), value=1)
@@ -134,7 +134,7 @@ class _Call:
         out = array(shape, _numpy(spec.out_dtype))
         out.view(np.uint8)[...] = 0x7F
         self.function(
-            *(_argument(a, t) for a, t in self._typed(arguments, weight)), _argument(out, spec.out_dtype)
+            *(argument(a, t) for a, t in self._typed(arguments, weight)), argument(out, spec.out_dtype)
         )
         return _loaded(out, spec.out_dtype), (self._exact(value), value)
 
@@ -201,7 +201,7 @@ def _loaded(stored: np.ndarray, dtype: str) -> torch.Tensor:
     return (made.view(torch.bfloat16) if dtype == "bfloat16" else made).double()
 
 
-def _argument(values: np.ndarray, dtype: str) -> Any:
+def argument(values: np.ndarray, dtype: str) -> Any:
     """A tensor of `dtype` at a cache line that shares memory with `values` if these lie at one."""
     if values.ctypes.data % 64 or not math.prod(values.shape):
         copy = array(values.shape, values.dtype.name)

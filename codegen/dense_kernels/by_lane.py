@@ -1,8 +1,8 @@
 """Convolutions whose lanes read inputs of their own: depthwise, and groups smaller than a block of channels.
 
-Each lane is an output channel, so a vector of inputs is loaded as it lies (depthwise), permuted (equal groups that fill a
-vector), or gathered. There is no padded copy: rows of taps outside the image are not visited, and pixels that a column of taps
-would take from outside are left out where code is generated.
+Each lane is an output channel, so a vector of inputs is loaded as it lies (depthwise) or gathered. There is
+no padded copy: rows of taps outside the image are not visited, and pixels that a column of taps would take
+from outside are left out where code is generated.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 
 from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
-from specqd.codegen.dense_kernels.layout import OUT, block, blocked_shape, pieces
+from specqd.codegen.dense_kernels.layout import OUT, blocked_shape, pieces
 from specqd.codegen.dense_kernels.padding import Image
 from specqd.codegen.dense_kernels.product import Product, bands, locate, sum_type, weight_view
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec

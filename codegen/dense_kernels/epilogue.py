@@ -1,4 +1,4 @@
-"""What is done to the sums of a kernel before they are stored: correction, scale, bias, residual, activation, rounding."""
+"""What is done to sums before they are stored: correction, scale, bias, residual, activation, rounding."""
 
 from __future__ import annotations
 

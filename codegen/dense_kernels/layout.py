@@ -1,8 +1,9 @@
 """How activations and weights lie in memory: channels in blocks, words of four bytes.
 
-An activation of `[batch, channels, height, width]` is `[batch, blocks, height, width, block]`, a block being a cache
-line where there are enough channels: 16 float32, 32 BF16, 64 integers. A weight is cut into blocks of 16 output channels;
-inside one come blocks of input channels, taps, words of a block, and then 16 output channels times the inputs of a word.
+An activation of `[batch, channels, height, width]` is `[batch, blocks, height, width, block]`, a block being
+a cache line where there are enough channels: 16 float32, 32 BF16, 64 integers. A weight is cut into blocks of
+16 output channels; inside one come blocks of input channels, taps, words of a block, and then 16 output
+channels times the inputs of a word.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ def pieces(spec: ConvSpec | GemmSpec) -> tuple[int, int]:
 def pack_conv(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
     """Lay out a weight `[out_channels, in_channels / groups, kernel height, kernel width]`.
 
-    BF16 comes as its bits, in int16 or uint16. The result is `[blocks of 16 out, words of all blocks of inputs and taps, 16,
-    inputs of a word]`, or for kernels that work by lane `[blocks of 16 out, inputs of a group, taps, 16]`; padding is zero.
+    BF16 comes as its bits, in int16 or uint16. The result is `[blocks of 16 out, words of all blocks of
+    inputs and taps, 16, inputs of a word]`, or for kernels that work by lane `[blocks of 16 out, inputs of a
+    group, taps, 16]`; padding is zero.
 
     Raises:
         InputError: the shape is not what `spec` says.
@@ -95,8 +97,8 @@ def pack_channels(values: np.ndarray) -> np.ndarray:
 def corrections(spec: ConvSpec | GemmSpec, weight: np.ndarray, shifted: bool) -> np.ndarray:
     """Return what integer kernels add to the sums of each output channel: int32 `[whole blocks]`.
 
-    The sum of `(x - zero) * w` is that of `x * w` less `zero * sum(w)`. `shifted` kernels, which are all but those in tiles,
-    read signed inputs as `x + 128`. Kernels that work by lane take `zero` off the inputs.
+    The sum of `(x - zero) * w` is that of `x * w` less `zero * sum(w)`. `shifted` kernels, which are all but
+    those in tiles, read signed inputs as `x + 128`. Kernels that work by lane take `zero` off the inputs.
     """
     if isinstance(spec, ConvSpec) and by_lane(spec):
         return np.zeros(-(-len(weight) // OUT) * OUT, np.int32)

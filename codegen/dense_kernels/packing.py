@@ -9,7 +9,7 @@ from specqd.codegen.dense_kernels.spec import GemmSpec
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, f32, load, parallel, splat, store, tirx
 
-__all__ = ["pack_activation"]
+__all__ = ["pack_activation", "transposed"]
 
 
 def pack_activation(spec: GemmSpec, isa: ISA, second: Any, packed: Any) -> None:
@@ -46,7 +46,7 @@ def _block(
         if whole:
             with I.serial(0, whole // lanes) as s:
                 rows = [bind(load(second, at + i * spec.k + s * lanes, lanes)) for i in range(lanes)]
-                for i, column in enumerate(_transposed(rows)):
+                for i, column in enumerate(transposed(rows)):
                     store(packed, to + (s * lanes + i) * OUT + v, column, lanes)
         if whole < spec.k:
             with I.serial(whole, spec.k) as k:
@@ -64,8 +64,8 @@ def _row(isa: ISA, second: Any, at: Any, packed: Any, to: Any, width: int) -> No
         store(packed, to + i, second[at + i], 1)
 
 
-def _transposed(rows: list[Any]) -> list[Any]:
-    """Transpose as many vectors as they have lanes: a stage for each bit of an index exchanges it between rows and lanes."""
+def transposed(rows: list[Any]) -> list[Any]:
+    """Transpose as many vectors as they have lanes: each stage exchanges a bit of row and lane numbers."""
     lanes = len(rows)
     step = lanes // 2
     while step:

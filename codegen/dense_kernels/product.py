@@ -1,7 +1,8 @@
 """The register-tiled product that convolutions and matrix products share: words of inputs times vectors of weights.
 
-A task computes some blocks of 16 output channels for some rows of pixels. It goes over the inputs in passes, so that the weights
-of a pass stay in the first cache while all pixels of the task use them; sums wait in memory of the task meanwhile.
+A task computes some blocks of 16 output channels for some rows of pixels. It goes over the inputs in passes,
+so that the weights of a pass stay in the first cache while all pixels of the task use them; sums wait in
+memory of the task meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from specqd.codegen.dense_kernels.layout import OUT
 from specqd.codegen.dense_kernels.tiling import Tiling, passes
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, f32, i32, load, local, splat, store, tirx
+from specqd.codegen.tir import I, bind, i32, load, local, splat, store, tirx
 
 __all__ = ["Inputs", "Product", "bands", "locate", "serial", "sum_type", "view_type", "weight_view"]
 
@@ -181,7 +182,7 @@ class Product:
             word = bind(begin + b * x.block + h * x.tap_row + w * x.tap_column + s * (unroll * x.word))
             line = bind((((b * self.taps[0] + h) * self.taps[1] + w) * (words // unroll) + s) * unroll)
             for u in range(unroll):
-                loaded = [self._weights((at_block + line + u)) for at_block in weights]
+                loaded = [self._weights(at_block + line + u) for at_block in weights]
                 for row, (r, c) in zip(acc, pixels, strict=True):
                     self._add(row, loaded, word + r * x.row + c * x.column + u * x.word)
         for row, place in zip(acc, places, strict=True):

@@ -1,7 +1,8 @@
 """The product of convolutions and matrices in tiles of AMX: 16 pixels times 16 channels times 64 bytes of inputs.
 
-Pixels of a tile are evenly spaced in memory. A *line* is a run of such pixels: a row of the output, or, where that takes fewer
-tiles, a piece of the whole padded image with the pixels beside it, which are computed and not stored.
+Pixels of a tile are evenly spaced in memory. A *line* is a run of such pixels: a row of the output, or, where
+that takes fewer tiles, a piece of the whole padded image with the pixels beside it, which are computed and
+not stored.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class TileProduct:
     @property
     def _wide(self) -> int:
         """Blocks of channels at a time; tiles of another shape for a tail leave room for one."""
-        return 1 if self._tail and self._full or self.blocks % 2 else 2
+        return 1 if (self._tail and self._full) or self.blocks % 2 else 2
 
     def line(self, sums: Any, first: Any, at: Any, pixels: int, write: Write) -> None:
         """Compute blocks from `first` for `pixels` whose inputs begin at word `at`; `sums` has 1024 elements."""
@@ -82,7 +83,7 @@ class TileProduct:
         I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.tilerelease"))
 
     def _names(self, height: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-        """Tiles by number: sums of each operand; then, for whole blocks and the tail, those of inputs and of weights."""
+        """Tiles by number: of sums; of inputs and of weights, for whole blocks and for the tail."""
         wide = self._wide
         sums = [[m * wide + j for j in range(wide)] for m in range(height)]
         free = iter(range(height * wide, 8))
@@ -98,7 +99,7 @@ class TileProduct:
         shapes: dict[int, tuple[Any, int]] = {}
         widths = [w for w in (self.size if self._full else 0, self._tail) if w]
         for m, size in enumerate(sizes):
-            shapes.update({tile: (size, 64) for tile in sums[m]})
+            shapes.update(dict.fromkeys(sums[m], (size, 64)))
             shapes.update({of[m]: (size, 4 * width) for of, width in zip(inputs, widths, strict=True)})
         for of, width in zip(weights, widths, strict=True):
             shapes.update({tile: (i32(width), 64) for tile in of})
