@@ -20,7 +20,6 @@ from specqd.codegen.dense_kernels import (
     blocked_shape,
     conv2d,
     corrections,
-    fits_tiles,
     gemm,
     pack_channels,
     pack_conv,
@@ -108,7 +107,7 @@ class _Call:
     """A compiled kernel with its random bias, scale and residual."""
 
     def __init__(self, spec: Any, isa: str, function: Any, rng: torch.Generator) -> None:
-        self.spec, self.rng, self.shifted = spec, rng, not fits_tiles(spec, TABLE[isa])
+        self.spec, self.isa, self.rng = spec, TABLE[isa], rng
         self.function = machine_code(tvm.IRModule({"f": function}), TABLE[isa]).jit()["f"]
 
     def __call__(
@@ -117,7 +116,7 @@ class _Call:
         spec, count = self.spec, sums.shape[channels.index(-1) if len(channels) > 1 else -1]
         arguments, value = [x, second], sums
         if spec.dtype in _LIMITS:
-            arguments.append(corrections(spec, weight.to(torch.int8).numpy(), self.shifted))
+            arguments.append(corrections(spec, weight.to(torch.int8).numpy(), self.isa))
             if spec.out_dtype != "int32":
                 scale = torch.rand(count, generator=self.rng) * 2e-3 + 1e-3
                 arguments.append(pack_channels(scale.numpy()))

@@ -10,13 +10,14 @@ from specqd.codegen.dense_kernels.layout import (
     blocked_shape,
     by_lane,
     corrections,
+    fits_tiles,
     pack_channels,
     pack_conv,
     pack_gemm,
 )
 from specqd.codegen.dense_kernels.matrix import matrix_product
 from specqd.codegen.dense_kernels.spec import ConvSpec, Epilogue, GemmSpec, Requantise
-from specqd.codegen.dense_kernels.tiled import fits_tiles, tiled_convolution, tiled_matrix_product
+from specqd.codegen.dense_kernels.tiled import tiled_convolution, tiled_matrix_product
 from specqd.codegen.isa.base import ISA
 
 __all__ = [

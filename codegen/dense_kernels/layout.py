@@ -11,24 +11,20 @@ from __future__ import annotations
 import numpy as np
 
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec, GemmSpec
+from specqd.codegen.isa.base import ISA
 from specqd.errors import InputError
 
 __all__ = [
-    "OUT",
-    "block",
-    "blocked_shape",
-    "by_lane",
-    "corrections",
-    "pack_channels",
-    "pack_conv",
-    "pack_gemm",
+    "OUT", "block", "blocked_shape", "by_lane", "corrections", "fits_tiles", "pack_channels", "pack_conv", "pack_gemm",
     "pieces",
-]
+]  # fmt: skip
 
 #: output channels in a block of a weight
 OUT = 16
 #: words in a block of a matrix product: what a core keeps in its first cache of a few blocks of weights
 _GEMM = 128
+#: words of inputs for which a tile is worth its time, and that it can take
+_LEAST, _MOST = 4, 16
 
 
 def block(channels: int, dtype: str) -> int:
@@ -56,6 +52,15 @@ def pieces(spec: ConvSpec | GemmSpec) -> tuple[int, int]:
     inputs = spec.in_channels // spec.groups
     words = -(-inputs // per)
     return words, words if spec.planes else block(spec.in_channels, spec.dtype) // per
+
+
+def fits_tiles(spec: ConvSpec | GemmSpec, isa: ISA) -> bool:
+    """Say whether the product is one for tiles of AMX: not of float32, blocks of inputs of 16 to 64 bytes."""
+    if not isa.tiles or spec.dtype == "float32":
+        return False
+    return isinstance(spec, GemmSpec) or (
+        not by_lane(spec) and min(pieces(spec)) >= _LEAST and pieces(spec)[1] <= _MOST
+    )
 
 
 def pack_conv(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
@@ -94,15 +99,16 @@ def pack_channels(values: np.ndarray) -> np.ndarray:
     return _whole(values, OUT)
 
 
-def corrections(spec: ConvSpec | GemmSpec, weight: np.ndarray, shifted: bool) -> np.ndarray:
+def corrections(spec: ConvSpec | GemmSpec, weight: np.ndarray, isa: ISA) -> np.ndarray:
     """Return what integer kernels add to the sums of each output channel: int32 `[whole blocks]`.
 
-    The sum of `(x - zero) * w` is that of `x * w` less `zero * sum(w)`. `shifted` kernels, which are all but
-    those in tiles, read signed inputs as `x + 128`. Kernels that work by lane take `zero` off the inputs.
+    The sum of `(x - zero) * w` is that of `x * w` less `zero * sum(w)`. All kernels but those in tiles read signed
+    inputs as `x + 128`; those that work by lane take `zero` off the inputs.
     """
     if isinstance(spec, ConvSpec) and by_lane(spec):
         return np.zeros(-(-len(weight) // OUT) * OUT, np.int32)
-    offset = spec.zero + (128 if shifted and spec.dtype == "int8" else 0)
+    shifted = spec.dtype == "int8" and not fits_tiles(spec, isa)
+    offset = spec.zero + (128 if shifted else 0)
     total = weight.astype(np.int64).reshape(len(weight), -1).sum(1)
     return pack_channels((-offset * total).astype(np.int32))
 

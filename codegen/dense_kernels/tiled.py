@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specqd.codegen.dense_kernels.convolution import Convolution
-from specqd.codegen.dense_kernels.layout import OUT, pieces
+from specqd.codegen.dense_kernels.layout import OUT
 from specqd.codegen.dense_kernels.matrix import Matrix
 from specqd.codegen.dense_kernels.product import Inputs, locate, sum_type
 from specqd.codegen.dense_kernels.spec import ConvSpec, GemmSpec
@@ -15,7 +15,7 @@ from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import THREADS
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
 
-__all__ = ["fits_tiles", "tiled_convolution", "tiled_matrix_product"]
+__all__ = ["tiled_convolution", "tiled_matrix_product"]
 
 #: pixels of a line that is no row of the output
 _LINE = 64
@@ -24,11 +24,6 @@ _PIXELS = 128
 #: blocks of output channels of a task
 _BLOCKS = 8
 _SUMS = 4 * ROWS * OUT
-
-
-def fits_tiles(spec: ConvSpec | GemmSpec, isa: ISA) -> bool:
-    """Say whether the product is one for tiles: of BF16 or integers, a block of inputs at most 64 bytes."""
-    return isa.tiles and spec.dtype != "float32" and (isinstance(spec, GemmSpec) or pieces(spec)[1] <= ROWS)
 
 
 @dataclass(frozen=True)
