@@ -174,7 +174,7 @@ def _kernel(layer: Layer, dtype: str, isa: ISA) -> tuple[ConvSpec | GemmSpec, Ca
         function = gemm(spec, isa, "kernel")
     call = machine_code(tvm.IRModule({"kernel": function}), isa).jit()["kernel"]
     rng = np.random.default_rng(0)
-    arguments = [_random(rng, buffer) for buffer in (function.buffer_map[p] for p in function.params)]
+    arguments = [_random(rng, buffer) for buffer in function.params]
 
     def run(repeats: int) -> float:
         taken = []

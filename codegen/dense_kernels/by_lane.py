@@ -102,10 +102,14 @@ class _Row:
         return all(self._inside(column, tap) for tap in range(self.spec.kernel[1]))
 
     def _tile(self, sums: Any, column: Any, pixels: range, known: int | None) -> None:
-        """Compute pixels from `column` on; `known` is the column if some are at a border."""
+        """Compute pixels from `column` on; `known` is the column if some are at a border.
+
+        Where none is, `zero` comes off the sums instead of each input.
+        """
         spec, lanes, kind = self.spec, self.isa.lanes, sum_type(self.spec.dtype)
-        acc = [local(OUT, kind) for _ in pixels]
-        for row in acc:
+        early, late = (0, spec.zero) if known is None else (spec.zero, 0)
+        acc, visited = [local(OUT, kind) for _ in pixels], [local(OUT, kind)] if late else []
+        for row in acc + visited:
             for v in range(0, OUT, lanes):
                 store(row, v, splat(tirx.const(0, kind), lanes), lanes)
         (height, width), each = spec.kernel, spec.in_channels // spec.groups
@@ -117,17 +121,32 @@ class _Row:
             line = bind((top + h * down) * spec.width + column * spec.stride[1] - spec.padding[1])
             for tap in range(width):
                 at = ((self.first * each + j) * height + h) * width + tap
-                weights = [
-                    bind(self._wide(load(self.weight, at * OUT + v, lanes))) for v in range(0, OUT, lanes)
-                ]
-                for p in pixels:
-                    if known is None or self._inside(known + p, tap):
-                        place = line + p * spec.stride[1] + tap * spec.dilation[1]
-                        for v, w in zip(range(0, OUT, lanes), weights, strict=True):
-                            self._add(acc[p], v, w, self._wide(self._inputs(place, j, v), zero=spec.zero))
+                taken = [p for p in pixels if known is None or self._inside(known + p, tap)]
+                self._tap(acc, visited, at, (j, line + tap * spec.dilation[1]), taken, early)
         for p in pixels:
             for v in range(0, OUT, lanes):
-                store(sums, (column + p) * OUT + v, load(acc[p], v, lanes), lanes)
+                total = load(acc[p], v, lanes)
+                for of in visited:
+                    total = total - load(of, v, lanes) * splat(i32(late), lanes)
+                store(sums, (column + p) * OUT + v, total, lanes)
+
+    def _tap(
+        self,
+        acc: list[Any],
+        visited: list[Any],
+        at: Any,
+        source: tuple[Any, Any],
+        taken: list[int],
+        zero: int,
+    ) -> None:
+        lanes = self.isa.lanes
+        for v in range(0, OUT, lanes):
+            w = bind(self._wide(load(self.weight, at * OUT + v, lanes)))
+            for of in visited:
+                store(of, v, load(of, v, lanes) + w, lanes)
+            for p in taken:
+                place = source[1] + p * self.spec.stride[1]
+                self._add(acc[p], v, w, self._wide(self._inputs(place, source[0], v), zero))
 
     def _add(self, acc: Any, v: int, w: Any, x: Any) -> None:
         old = load(acc, v, self.isa.lanes)

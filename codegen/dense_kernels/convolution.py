@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
-from specqd.codegen.dense_kernels.layout import OUT, blocked_shape, pieces
+from specqd.codegen.dense_kernels.layout import OUT, blocked_shape, pieces, taps
 from specqd.codegen.dense_kernels.padding import Image
 from specqd.codegen.dense_kernels.product import Product, bands, locate, sum_type, weight_view
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
@@ -24,16 +25,16 @@ class Convolution:
         """Open the function and declare them."""
         self.kernel, self.spec = Kernel(isa), spec
         self.words, self.size = pieces(spec)
-        self.out_blocks, taps = -(-spec.out_channels // OUT), spec.kernel[0] * spec.kernel[1]
+        self.out_blocks, self.taps = -(-spec.out_channels // OUT), taps(spec)
         self.image = Image(self.kernel, isa, spec)
-        shape = self.out_blocks, self.words * taps, OUT, PER_WORD[spec.dtype]
+        shape = self.out_blocks, self.words * prod(self.taps), OUT, PER_WORD[spec.dtype]
         self.weight = self.kernel.argument("weight", shape, *weight_view(spec.dtype))
         self.shape = blocked_shape(
             spec.batch, spec.out_channels, spec.out_height, spec.out_width, spec.out_dtype
         )
         self.ending = Ending(self.kernel, isa, spec, self.out_blocks * OUT, self.shape)
         #: threads share the image, not the weights, where that is less to read
-        self.by_band = self.image.batch > self.out_blocks * OUT * self.words * taps
+        self.by_band = self.image.batch > self.out_blocks * OUT * self.words * prod(self.taps)
 
     def group(self, part: Any, parts: int) -> Any:
         """Return the words before the inputs of one of `parts` parts of the output channels."""
@@ -52,7 +53,7 @@ def blocked_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
     rows, columns = spec.out_height, spec.out_width
     tiles = tiling(isa, rows, columns, out_blocks // spec.groups, spec.groups * spec.batch)
     product = Product(
-        isa, spec.dtype, image.inputs, made.weight, spec.kernel, made.words, made.size, columns, tiles
+        isa, spec.dtype, image.inputs, made.weight, made.taps, made.words, made.size, columns, tiles
     )
     parts, count = out_blocks // tiles.blocks, -(-rows // tiles.task)
     with kernel.launch():

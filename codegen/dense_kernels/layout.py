@@ -16,7 +16,7 @@ from specqd.errors import InputError
 
 __all__ = [
     "OUT", "block", "blocked_shape", "by_lane", "corrections", "fits_tiles", "pack_channels", "pack_conv", "pack_gemm",
-    "pieces",
+    "pieces", "taps",
 ]  # fmt: skip
 
 #: output channels in a block of a weight
@@ -45,13 +45,22 @@ def by_lane(spec: ConvSpec) -> bool:
 
 
 def pieces(spec: ConvSpec | GemmSpec) -> tuple[int, int]:
-    """Return the words of a group's inputs, and how many of them a block holds; the last block may hold fewer."""
+    """Return the words of a group's inputs, and how many a block holds; the last block may hold fewer."""
     per = PER_WORD[spec.dtype]
     if isinstance(spec, GemmSpec):
         return spec.k // per, _GEMM
-    inputs = spec.in_channels // spec.groups
-    words = -(-inputs // per)
-    return words, words if spec.planes else block(spec.in_channels, spec.dtype) // per
+    words = -(-(spec.in_channels // spec.groups) // per)
+    if spec.planes:
+        words *= spec.kernel[1] // taps(spec)[1]
+        return words, words
+    return words, block(spec.in_channels, spec.dtype) // per
+
+
+def taps(spec: ConvSpec) -> tuple[int, int]:
+    """Return rows and columns of taps; those of a row are one, of more words, where pixels are put together of planes."""
+    height, width = spec.kernel
+    joined = spec.planes and PER_WORD[spec.dtype] > 1 and spec.dilation[1] == 1
+    return height, 1 if joined else width
 
 
 def fits_tiles(spec: ConvSpec | GemmSpec, isa: ISA) -> bool:
@@ -122,8 +131,8 @@ def _whole(array: np.ndarray, size: int, axis: int = 0) -> np.ndarray:
 def _words(spec: ConvSpec | GemmSpec, flat: np.ndarray) -> np.ndarray:
     """`[out, in, taps]` to `[out / 16, blocks * taps * words, 16, inputs of a word]`."""
     per = PER_WORD[spec.dtype]
-    words, size = pieces(spec)
     whole = _whole(_whole(flat, OUT), per, 1)
-    cut = whole.reshape(-1, OUT, words, per, flat.shape[2]).transpose(0, 4, 2, 1, 3)
+    cut = whole.reshape(-1, OUT, whole.shape[1] // per, per, flat.shape[2]).transpose(0, 4, 2, 1, 3)
+    words, size = cut.shape[2], pieces(spec)[1]
     blocks = [cut[:, :, first : first + size] for first in range(0, words, size)]
     return np.ascontiguousarray(np.concatenate([b.reshape(len(cut), -1, OUT, per) for b in blocks], 1))

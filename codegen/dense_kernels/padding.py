@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any
 
 from specqd.codegen.dense_kernels.kernel import Kernel
-from specqd.codegen.dense_kernels.layout import block, blocked_shape, pieces
+from specqd.codegen.dense_kernels.layout import block, blocked_shape
 from specqd.codegen.dense_kernels.product import Inputs, view_type
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
 from specqd.codegen.isa.base import ISA
@@ -28,10 +28,11 @@ class Image:
         """Lay the padded input out; `fill` writes it."""
         self.kernel, self.isa, self.spec = kernel, isa, spec
         per = PER_WORD[spec.dtype]
-        (height, width), (total, size) = spec.padded, pieces(spec)
+        height, width = spec.padded
         self._assembled = spec.planes and per > 1
         if spec.planes:
             shape: tuple[int, ...] = (spec.batch, spec.in_channels, spec.height, spec.width)
+            size = -(-spec.in_channels // per)
         else:
             shape = blocked_shape(spec.batch, spec.in_channels, spec.height, spec.width, spec.dtype)
             size = block(spec.in_channels, spec.dtype) // per
@@ -45,10 +46,9 @@ class Image:
         self.planes = shape[1] if not self._assembled else 1
         self.block = height * self.row
         self.batch = self.planes * self.block
-        self.word = self.block if self.pixel == 1 and spec.planes else 1
+        self.word = self.block if spec.planes and not self._assembled else 1
         self._copied = self._assembled or any(spec.padding)
         self.words = kernel.scratch(spec.batch * self.batch, self.view) if self._copied else self._argument
-        self._total = total
 
     @property
     def inputs(self) -> Inputs:
@@ -94,7 +94,7 @@ class Image:
         spec = self.spec
         if self._assembled:
             with I.serial(0, spec.width) as column:
-                for word in range(self._total):
+                for word in range(self.pixel):
                     value = self._assemble(plane, y * spec.width + column, word)
                     store(self.words, to + column * self.pixel + word, value, 1)
             return

@@ -59,7 +59,7 @@ def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
     made = Convolution(isa, spec)
     kernel, image, inputs = made.kernel, made.image, made.image.inputs
     blocks = _parts(made.out_blocks // spec.groups)
-    product = TileProduct(spec.dtype, inputs, made.weight, spec.kernel, made.words, made.size, blocks)
+    product = TileProduct(spec.dtype, inputs, made.weight, made.taps, made.words, made.size, blocks)
     lines = _Lines.of(spec)
     step = inputs.row if lines.width is None else lines.pixels * inputs.column
     high = max(1, min(_PIXELS // lines.pixels, -(-lines.count // THREADS)))
