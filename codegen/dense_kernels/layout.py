@@ -57,7 +57,7 @@ def pieces(spec: ConvSpec | GemmSpec) -> tuple[int, int]:
 
 
 def taps(spec: ConvSpec) -> tuple[int, int]:
-    """Return rows and columns of taps; those of a row are one, of more words, where pixels are put together of planes."""
+    """Return rows and columns of taps; where pixels are put together of planes, a row of taps is one, of more words."""
     height, width = spec.kernel
     joined = spec.planes and PER_WORD[spec.dtype] > 1 and spec.dilation[1] == 1
     return height, 1 if joined else width
