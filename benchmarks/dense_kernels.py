@@ -42,6 +42,7 @@ from specqd.runtime.tiles import permit_tiles
 
 _PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "uint8"}
 _SECONDS = 0.03  # of a measurement
+_WAIT = 5.0  # at most, for other processes to finish
 _PAUSE = 0.05  # for the other engines' threads to stop spinning
 Row = dict[str, Any]
 
@@ -56,9 +57,14 @@ def main() -> None:
     layers = [layer for layer in LAYERS if layer.model in options.models]
     if options.quick:
         layers = layers[:: max(1, len(layers) // 8)]
-    quiet, rows = machine.Quiet(), []
+    rows: list[Row] = []
     with ExitStack() as stack:
-        peers = {name: stack.enter_context(_peer(name, python, options)) for name, python in _peers(options)}
+        started = {
+            name: stack.enter_context(_peer(name, python, options)) for name, python in _peers(options)
+        }
+        peers = {name: ask for name, (ask, _) in started.items()}
+        quiet = machine.Quiet([pid for _, pid in started.values()])
+        quiet.WAIT = _WAIT
         peak = _peak(isa, options.threads)
         for layer in layers:
             rows += quiet(lambda layer=layer: _measure(layer, isa, peers, peak, options))  # type: ignore[misc]
@@ -102,8 +108,8 @@ def _peers(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _peer(name: str, python: str, options: argparse.Namespace) -> Iterator[Callable[..., float]]:
-    """Start an engine's process; gives what asks it for the seconds of a layer."""
+def _peer(name: str, python: str, options: argparse.Namespace) -> Iterator[tuple[Callable[..., float], int]]:
+    """Start an engine's process; gives what asks it for the seconds of a layer, and its number."""
     command = [python, str(Path(__file__).with_name("dense_peers.py")), name, str(options.threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         asking, answers = process.stdin, process.stdout
@@ -114,7 +120,7 @@ def _peer(name: str, python: str, options: argparse.Namespace) -> Iterator[Calla
             print(json.dumps(asked), file=asking, flush=True)
             return float(answers.readline())
 
-        yield ask
+        yield ask, process.pid
         asking.close()
 
 

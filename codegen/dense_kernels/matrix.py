@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from specqd.codegen.dense_kernels.epilogue import Ending
@@ -20,6 +22,7 @@ from specqd.codegen.dense_kernels.product import (
 from specqd.codegen.dense_kernels.spec import PER_WORD, GemmSpec
 from specqd.codegen.dense_kernels.tiling import tiling
 from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.tiling import THREADS
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
 
 __all__ = ["Matrix", "matrix_product"]
@@ -59,10 +62,31 @@ class Matrix:
             with self.kernel.phase():
                 pack_activation(self.spec, self.isa, self._second, self.weight)
 
-    def tasks(self, extent: Any) -> Any:
-        """Open the loop over tasks."""
-        # A loop whose extent is not known is not simplified away.
-        return parallel(extent) if isinstance(extent, int) else I.parallel(0, extent)
+    @contextmanager
+    def tasks(self, parts: int, size: int, high: int) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """Open a parallel loop over parts of the channels and at most `size` rows, in tiles of `high`.
+
+        Gives the product of the batch, the part, the first row and how many there are.
+        """
+        batch, rows = self.spec.batch, self.rows
+        if self.spec.m is not None:
+            count = -(-rows // size)
+            with parallel(batch * count * parts) as task:
+                which, band, part = locate(task, count, parts, self.by_band)
+                top = bind(band * size)
+                yield which, part, top, bind(tirx.min(i32(size), rows - top)) if rows % size else i32(size)
+            return
+        # A share of the rows for each thread, because dividing tasks by an open number costs LLVM seconds.
+        share = (
+            tirx.truncdiv(tirx.truncdiv(rows + (THREADS - 1), i32(THREADS)) + (high - 1), i32(high)) * high
+        )
+        with parallel(batch * parts * THREADS) as task:
+            begin = bind(task % THREADS * share)
+            end = bind(tirx.min(begin + share, rows))
+            with I.serial(0, tirx.max(i32(0), tirx.truncdiv(end - begin + (size - 1), i32(size)))) as band:
+                top = bind(begin + band * size)
+                which, part = bind(task // (THREADS * parts)), bind(task // THREADS % parts)
+                yield which, part, top, bind(tirx.min(i32(size), end - top))
 
     def write(self, sums: Any, at: Any, row: Any, channel: Any) -> None:
         """End the sums of a block of channels of a row; the last block of all may have fewer than 16."""
@@ -80,20 +104,16 @@ class Matrix:
 def matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
     """Return the function."""
     made = Matrix(isa, spec)
-    kernel, rows = made.kernel, made.rows
+    kernel = made.kernel
     tiles = tiling(isa, spec.m, 1, made.blocks, spec.batch)
     inputs = Inputs(made.x, block=made.size, word=1, row=made.words, column=0)
     product = Product(isa, spec.dtype, inputs, made.weight, (1, 1), made.words, made.size, 1, tiles)
-    parts, count = made.blocks // tiles.blocks, (rows + tiles.task - 1) // tiles.task
+    parts = made.blocks // tiles.blocks
     with kernel.launch():
         made.pack()
-        with kernel.phase(), made.tasks(spec.batch * count * parts) as task:
-            batch, band, part = locate(task, count, parts, made.by_band)
+        with kernel.phase(), made.tasks(parts, tiles.task, tiles.rows) as (batch, part, top, height):
             sums = kernel.scratch(product.sums, sum_type(spec.dtype))
-            first, top = bind(part * tiles.blocks), bind(band * tiles.task)
-            row = bind(batch * rows + top)
-            even = isinstance(rows, int) and rows % tiles.task == 0
-            height = i32(tiles.task) if even else bind(tirx.min(i32(tiles.task), rows - top))
+            first, row = bind(part * tiles.blocks), bind(batch * made.rows + top)
             product.task(
                 sums, first + batch * made.blocks, bind(row * made.words), bands(spec.m, tiles.rows, height)
             )

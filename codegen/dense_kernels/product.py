@@ -48,7 +48,7 @@ def weight_view(dtype: str) -> tuple[str, str]:
     return {"float32": ("float32", "float32"), "bfloat16": ("bfloat16", "int32")}.get(dtype, ("int8", "int8"))
 
 
-def locate(task: Any, bands: Any, parts: int, by_band: bool) -> tuple[Any, Any, Any]:
+def locate(task: Any, bands: int, parts: int, by_band: bool) -> tuple[Any, Any, Any]:
     """Return the product of the batch, the band of rows and the part of the channels of a task.
 
     Threads take neighbouring tasks: `by_band`, they share out the rows, otherwise the channels.
@@ -63,15 +63,15 @@ def bands(rows: int | None, high: int, count: Any) -> list[tuple[int, Any, Any]]
 
     Tasks are whole tiles but for the last of the image. If its `rows` are open, the rest is made of powers of two.
     """
-    full = bind(count // high)
+    full = bind(tirx.truncdiv(count, i32(high)))
     cut = [(high, full, i32(0))]
+    rest = bind(count - full * high)
     if rows is not None:
-        return [*cut, (rows % high, tirx.min(i32(1), count % high), full * high)] if rows % high else cut
-    rest, size = bind(count % high), 1
-    while size < high:
-        above = rest // (2 * size) * (2 * size)
-        cut.append((size, rest // size % 2, full * high + above))
-        size *= 2
+        return [*cut, (rows % high, tirx.min(i32(1), rest), full * high)] if rows % high else cut
+    for bit in range((high - 1).bit_length()):
+        above = tirx.shift_left(tirx.shift_right(rest, i32(bit + 1)), i32(bit + 1))
+        once = tirx.bitwise_and(tirx.shift_right(rest, i32(bit)), i32(1))
+        cut.append((1 << bit, once, full * high + above))
     return cut
 
 

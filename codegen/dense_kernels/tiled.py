@@ -98,26 +98,24 @@ def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
 def tiled_matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
     """Return the function, as `matrix_product` does."""
     made = Matrix(isa, spec)
-    kernel, rows, blocks = made.kernel, made.rows, _parts(made.blocks)
+    kernel, blocks = made.kernel, _parts(made.blocks)
     inputs = Inputs(made.x, block=ROWS, word=1, row=0, column=made.words)
     product = TileProduct(spec.dtype, inputs, made.weight, (1, 1), made.words, ROWS, blocks)
-    parts, count = made.blocks // blocks, (rows + _PIXELS - 1) // _PIXELS
-    with kernel.launch(), kernel.phase(), made.tasks(count * parts) as task:
-        _, band, part = locate(task, count, parts, made.by_band)
+    tasks = made.tasks(made.blocks // blocks, _PIXELS, ROWS)
+    with kernel.launch(), kernel.phase(), tasks as (_, part, top, height):
         sums = kernel.scratch(_SUMS, sum_type(spec.dtype))
-        first, top = bind(part * blocks), bind(band * _PIXELS)
+        first, at = bind(part * blocks), bind(top * made.words)
 
-        def write(pixel: Any, channel: Any, out: Any, at: Any) -> None:
-            made.write(out, at, bind(top + pixel), bind(channel))
+        def write(pixel: Any, channel: Any, out: Any, out_at: Any) -> None:
+            made.write(out, out_at, bind(top + pixel), bind(channel))
 
-        at = bind(top * made.words)
-        with I.If(top + _PIXELS <= rows):
+        with I.If(height == _PIXELS):
             with I.Then():
                 product.line(sums, first, at, _PIXELS, write)
             with I.Else():
-                if isinstance(rows, int):
-                    product.line(sums, first, at, rows % _PIXELS, write)
+                if spec.m is not None:
+                    product.line(sums, first, at, spec.m % _PIXELS, write)
                 else:
-                    product.open_line(sums, first, at, bind(rows - top), write)
+                    product.open_line(sums, first, at, height, write)
         product.release()
     return kernel.function(symbol)

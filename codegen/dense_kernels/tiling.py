@@ -15,8 +15,8 @@ __all__ = ["Tiling", "passes", "tiling"]
 _PIXELS = 112
 #: words of weights that a pass reads for each block of output channels
 _WORDS = 160
-#: rows of a task where their number is open
-_OPEN = 4
+#: where the number of rows is open: tiles of a task, and rows of a tile, which is generated in powers of two as well
+_OPEN, _LARGEST_OPEN = 4, 14
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def tiling(isa: ISA, rows: int | None, columns: int, blocks: int, products: int 
     fits = []
     for width in (w for w in range(1, 9) if blocks % w == 0):
         limit = max(1, (isa.registers - 1) // (width * vectors) - 1)
+        limit = min(limit, _LARGEST_OPEN) if rows is None else limit
         tile = _tile(rows, columns, limit)
         fits.append((_cost(rows, columns, tile, width * vectors), -width, (width, *tile)))
     width, high, wide = min(fits)[2]
