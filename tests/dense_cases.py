@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import tvm
 import tvm_ffi
-from compiled import array
+from compiled import RUNNABLE, array
 from torch.nn import functional
 
 from specqd.codegen.dense_kernels import (
@@ -29,7 +29,15 @@ from specqd.codegen.isa import TABLE
 from specqd.codegen.library import machine_code
 from specqd.runtime.library import tensor
 
-__all__ = ["Run", "argument", "blocked", "plain", "run_conv", "run_gemm"]
+__all__ = ["KINDS", "Run", "argument", "blocked", "plain", "run_conv", "run_gemm"]
+
+#: instruction sets that this CPU has with input types, where they make code that no other makes
+KINDS = [
+    (isa, dtype)
+    for isa in RUNNABLE
+    for dtype in ("float32", "bfloat16", "uint8")
+    if dtype != "float32" or isa not in ("amx", "avx512_bf16")
+]
 
 _LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 

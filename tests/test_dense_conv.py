@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from compiled import RUNNABLE
-from dense_cases import Run, run_conv
+from dense_cases import KINDS, Run, run_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,8 +97,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize(("isa", "dtype"), KINDS)
 def test_every_instruction_set(isa: str, dtype: str, rng: torch.Generator) -> None:
     names = list(CASES) if isa in ("amx", "avx512") else ["pointwise", "depthwise"]
     for name in names:
