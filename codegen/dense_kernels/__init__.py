@@ -31,7 +31,8 @@ def conv2d(spec: ConvSpec, isa: ISA, symbol: str = "conv2d") -> Any:
 
     `x` is as `spec.planes` says, `weight` from `pack_conv`, `correction` int32 (of integers) from
     `corrections`, `scale` and `bias` float32 from `pack_channels`; `residual` and `out` are in blocks
-    (`blocked_shape`). Lanes of a last block that are no channels hold anything finite.
+    (`blocked_shape`). Lanes of a last block that are no channels hold anything
+    finite. `symbol` has to be the only one of its module.
 
     Raises:
         CodegenError: an argument is too large to be indexed, or in a layout that the kernel does not read.

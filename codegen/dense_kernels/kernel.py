@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
 
+from tvm import s_tir
 from tvm.script.ir_builder import IRBuilder
 
 from specqd.codegen.isa.base import ISA
@@ -60,5 +61,7 @@ class Kernel:
     def function(self, symbol: str) -> Any:
         """Close the function and return it."""
         self._frames.close()
-        function = tirx.PrimFunc(self._arguments, self._builder.get())
+        # Relax looks for a root block in every function that it calls.
+        root = s_tir.SBlock([], [], [], "root", self._builder.get())
+        function = tirx.PrimFunc(self._arguments, s_tir.SBlockRealize([], True, root))
         return function.with_attr({"global_symbol": symbol, "tirx.noalias": True})
