@@ -1,6 +1,7 @@
 """Convolutions whose lanes read inputs of their own: depthwise, and groups smaller than a block of channels.
 
-Each lane is an output channel, so a vector of inputs is loaded as it lies (depthwise) or gathered. There is
+Each lane is an output channel, so a vector of inputs is loaded as it lies (depthwise), permuted (groups as wide
+as they are deep that fill a vector) or gathered. There is
 no padded copy: rows of taps outside the image are not visited, and pixels that a column of taps would take
 from outside are left out where code is generated.
 """
@@ -8,12 +9,13 @@ from outside are left out where code is generated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT, block, blocked_shape
-from specqd.codegen.dense_kernels.product import sum_type
+from specqd.codegen.dense_kernels.product import serial, sum_type
 from specqd.codegen.dense_kernels.spec import ConvSpec
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, i32, load, local, parallel, splat, store, tirx
@@ -75,8 +77,9 @@ class _Row:
 
     def emit(self, sums: Any) -> None:
         spec = self.spec
-        # A gathered vector takes as many loads as it has lanes: few pixels keep the code small.
-        limit = min(14, (self.isa.registers - 4) * self.isa.lanes // OUT) if self._depthwise else 2
+        limit = min(14, (self.isa.registers - 4) * self.isa.lanes // OUT)
+        # Inputs of a group are unrolled, a gathered vector is as many loads as lanes: few pixels keep the code small.
+        limit = max(2, 4 * limit // max(4, spec.in_channels // spec.groups)) if self._permuted else 2
         wide = -(-spec.out_width // -(-spec.out_width // limit))
         inner = [
             c
@@ -91,8 +94,9 @@ class _Row:
                 self._tile(sums, i32(column), range(min(wide, spec.out_width - column)), column)
 
     @property
-    def _depthwise(self) -> bool:
-        return self.spec.in_channels == self.spec.out_channels == self.spec.groups
+    def _permuted(self) -> bool:
+        each = self.spec.in_channels // self.spec.groups
+        return self.spec.in_channels == self.spec.out_channels and self.isa.lanes % each == 0
 
     def _inside(self, column: int, tap: int) -> bool:
         at = column * self.spec.stride[1] - self.spec.padding[1] + tap * self.spec.dilation[1]
@@ -117,9 +121,11 @@ class _Row:
         top = bind(self.row * spec.stride[0] - spec.padding[0])
         start = bind(tirx.max(i32(0), (down - 1 - top) // down))
         end = bind(tirx.min(i32(height), (spec.height - 1 - top) // down + 1))
-        with I.serial(0, each) as j, I.serial(start, end) as h:
+        unrolled = each if self._permuted else 1
+        with I.serial(start, end) as h, serial(each // unrolled) as s:
             line = bind((top + h * down) * spec.width + column * spec.stride[1] - spec.padding[1])
-            for tap in range(width):
+            for tap, i in product(range(width), range(unrolled)):
+                j = i if self._permuted else s
                 at = ((self.first * each + j) * height + h) * width + tap
                 taken = [p for p in pixels if known is None or self._inside(known + p, tap)]
                 self._tap(acc, visited, at, (j, line + tap * spec.dilation[1]), taken, early)
@@ -167,8 +173,10 @@ class _Row:
         """Load input `j` of the groups of lanes `v` and following, at pixel `place`."""
         spec, lanes = self.spec, self.isa.lanes
         each, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-        if self._depthwise:
-            return load(self.x, self._place(bind(self.first * OUT + v), place), lanes)
+        if self._permuted:
+            vector = load(self.x, self._place(bind(self.first * OUT + v), place), lanes)
+            order = [lane // each * each + j for lane in range(lanes)]
+            return vector if each == 1 else bind(tirx.Shuffle([bind(vector)], order))
         channels = [
             tirx.min((self.first * OUT + v + lane) // outputs, spec.groups - 1) * each + j
             for lane in range(lanes)
