@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import tvm
 import tvm_ffi
-from compiled import RUNNABLE, array
+from compiled import EXTENDED, RUNNABLE, array
 from torch.nn import functional
 
 from specqd.codegen.dense_kernels import (
@@ -29,7 +30,9 @@ from specqd.codegen.isa import TABLE
 from specqd.codegen.library import machine_code
 from specqd.runtime.library import tensor
 
-__all__ = ["KINDS", "Run", "argument", "blocked", "plain", "run_conv", "run_gemm"]
+__all__ = ["KINDS", "SAMPLED_KINDS", "Run", "argument", "blocked", "plain", "run_conv", "run_gemm"]
+
+_SAMPLE = [("avx512_bf16", "uint8"), ("avx512", "float32"), ("avx2", "uint8"), ("generic", "float32")]
 
 #: instruction sets that this CPU has with input types, where they make code that no other makes
 KINDS = [
@@ -37,6 +40,12 @@ KINDS = [
     for isa in RUNNABLE
     for dtype in ("float32", "bfloat16", "uint8")
     if dtype != "float32" or isa not in ("amx", "avx512_bf16")
+]
+
+#: those as parameters of a test, what resembles others for extended runs only
+SAMPLED_KINDS = [
+    pytest.param(isa, dtype, marks=() if isa == "amx" or (isa, dtype) in _SAMPLE else EXTENDED)
+    for isa, dtype in KINDS
 ]
 
 _LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from compiled import RUNNABLE
-from dense_cases import KINDS, run_gemm
+from dense_cases import KINDS, SAMPLED_KINDS, run_gemm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dense_conv import INTEGERS, TYPES, check
@@ -37,17 +37,17 @@ def products(draw: Any) -> GemmSpec:
     )
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(spec=products(), isa=st.sampled_from(RUNNABLE))
 def test_any_product_is_torchs(spec: GemmSpec, isa: str) -> None:
     (run,) = run_gemm(spec, isa, torch.Generator().manual_seed(0))
     check(spec, run)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("isa", "dtype"), KINDS)
+@pytest.mark.parametrize(("isa", "dtype"), SAMPLED_KINDS)
 def test_rows_may_be_open(isa: str, dtype: str, rng: torch.Generator) -> None:
     out = "int32" if dtype == "uint8" else "float32"
-    spec = GemmSpec(None, 40, 168 if isa == "avx512" else 40, dtype=dtype, out_dtype=out)  # type: ignore[arg-type]
+    spec = GemmSpec(None, 40, 40, dtype=dtype, out_dtype=out)  # type: ignore[arg-type]
     runs = run_gemm(spec, isa, rng, OPEN)
     assert [len(run.out) for run in runs] == list(OPEN)
     for run in runs:
