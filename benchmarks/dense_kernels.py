@@ -67,8 +67,10 @@ def main() -> None:
         quiet.WAIT = _WAIT
         peak = _peak(isa, options.threads)
         for layer in layers:
-            rows += quiet(lambda layer=layer: _measure(layer, isa, peers, peak, options))  # type: ignore[misc]
-            print(json.dumps(rows[-len(options.precisions)]), file=sys.stderr)
+            measured = quiet(lambda layer=layer: _measure(layer, isa, peers, peak, options))  # type: ignore[misc]
+            rows += measured
+            for row in measured:
+                print(json.dumps(row), file=sys.stderr, flush=True)
     details = {
         "model": "dense kernels",
         "rounds": options.rounds,
