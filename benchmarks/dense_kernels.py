@@ -1,8 +1,8 @@
 """Convolution and matrix kernels, layer by layer, in turns with torch and onnxruntime.
 
-Each engine works in a process that is idle while the others run, on its own layout of activations: ours are in
-blocks, as a chain of convolutions keeps them, and converting is not counted; the peers take NCHW and convert what
-they like, so small layers flatter us. FP32 is compared with both peers, BF16 with torch, INT8 (u8 x s8,
+Each engine works in a process that is idle while the others run, on its own layout of activations: ours are
+in blocks, as a chain of convolutions keeps them; the peers take NCHW and convert what they like, so there is
+a column of ours from NCHW and back as well. FP32 is compared with both peers, BF16 with torch, INT8 (u8 x s8,
 requantised to u8) with our FP32.
 
     python benchmarks/dense_kernels.py                          # all layers
@@ -28,20 +28,14 @@ from statistics import geometric_mean, median
 from typing import Any
 
 import machine
-import numpy as np
 import report
-import tvm
-import tvm_ffi
 from dense_layers import LAYERS, Layer
+from dense_subject import PRECISIONS, kernel, peak
 
-from specqd.codegen.dense_kernels import ConvSpec, Epilogue, GemmSpec, Requantise, conv2d, gemm
 from specqd.codegen.isa import ISA, named
-from specqd.codegen.library import machine_code
 from specqd.runtime.cpu import cpu_features
-from specqd.runtime.library import aligned, tensor
 from specqd.runtime.tiles import permit_tiles
 
-_PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "uint8"}
 _SECONDS = 0.03  # of a measurement
 _WAIT = 2.0  # at most, for other processes to finish
 _PAUSE = 0.05  # for the other engines' threads to stop spinning
@@ -66,9 +60,9 @@ def main() -> None:
         peers = {name: ask for name, (ask, _) in started.items()}
         quiet = machine.Quiet([pid for _, pid in started.values()])
         quiet.WAIT, quiet.TRIES = _WAIT, 2
-        peak = _peak(isa, options.threads)
+        fastest = peak(isa, options.threads)
         for layer in layers:
-            measured = quiet(lambda layer=layer: _measure(layer, isa, peers, peak, options))  # type: ignore[misc]
+            measured = quiet(lambda layer=layer: _measure(layer, isa, peers, fastest, options))  # type: ignore[misc]
             rows += measured
             for row in measured:
                 print(json.dumps(row), file=sys.stderr, flush=True)
@@ -77,7 +71,7 @@ def main() -> None:
         "rounds": options.rounds,
         "threads": options.threads,
         "isa": isa.name,
-        "FP32 peak, GFLOP/s": round(peak),
+        "FP32 peak, GFLOP/s": round(fastest),
         "cores used by other processes, at most": round(quiet.worst, 3),
     }
     report.write("dense-kernels", [_layers(rows), _models(rows)], details, rows, options)
@@ -89,7 +83,7 @@ def _options() -> argparse.Namespace:
     models = list(dict.fromkeys(layer.model for layer in LAYERS))
     parser = argparse.ArgumentParser(description="Measure convolution and matrix kernels layer by layer.")
     parser.add_argument("--models", nargs="+", default=models, choices=models, help="whose layers")
-    parser.add_argument("--precisions", nargs="+", default=list(_PRECISIONS), choices=list(_PRECISIONS))
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--isa", default="native", help="instruction set")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -128,14 +122,20 @@ def _peer(name: str, python: str, options: argparse.Namespace) -> Iterator[tuple
 
 
 def _measure(
-    layer: Layer, isa: ISA, peers: dict[str, Callable[..., float]], peak: float, options: argparse.Namespace
+    layer: Layer,
+    isa: ISA,
+    peers: dict[str, Callable[..., float]],
+    fastest: float,
+    options: argparse.Namespace,
 ) -> list[Row]:
     engines: dict[tuple[str, str], Callable[[int], float]] = {}
     flops = 0
     for precision in options.precisions:
-        spec, call = _kernel(layer, _PRECISIONS[precision], isa)
+        spec, call = kernel(layer, PRECISIONS[precision], isa)
         flops = spec.flops
         engines["specqd", precision] = call
+        if precision == "float32" and layer.kernel:
+            engines["converted", precision] = kernel(layer, "float32", isa, converted=True)[1]
         for name, ask in peers.items():
             if precision == "float32" or (name, precision) == ("torch", "bfloat16"):
                 engines[name, precision] = lambda n, ask=ask, p=precision: ask(layer, p, n)  # type: ignore[misc]
@@ -157,8 +157,8 @@ def _measure(
             "precision": precision,
             "us": round(ours * 1e6, 1),
             "gflops": round(flops / ours / 1e9, 1),
-            "peak_fraction": round(flops / ours / 1e9 / peak, 3),
-            **{f"{name}_us": round(of[name] * 1e6, 1) for name in peers if name in of},
+            "peak_fraction": round(flops / ours / 1e9 / fastest, 3),
+            **{f"{name}_us": round(of[name] * 1e6, 1) for name in [*peers, "converted"] if name in of},
         }
         if precision != "float32" and ("specqd", "float32") in taken:
             row["float32_us"] = round(median(taken["specqd", "float32"]) * 1e6, 1)
@@ -166,82 +166,17 @@ def _measure(
     return rows
 
 
-def _kernel(layer: Layer, dtype: str, isa: ISA) -> tuple[ConvSpec | GemmSpec, Callable[[int], float]]:
-    """Compile our kernel with a bias; gives what runs it so many times and returns the median of the seconds."""
-    ending: dict[str, Any] = {"dtype": dtype, "out_dtype": dtype, "epilogue": Epilogue(bias=True)}
-    if dtype == "uint8":
-        ending |= {"zero": 128, "requantise": Requantise(0.1, 128)}
-    if layer.kernel:
-        pad, square = layer.kernel // 2, (layer.kernel, layer.kernel)
-        spec: ConvSpec | GemmSpec = ConvSpec(
-            1, layer.inputs, layer.size, layer.size, layer.outputs, square, (layer.stride,) * 2, (pad,) * 4,
-            groups=layer.groups, planes=layer.inputs == 3, **ending,
-        )  # fmt: skip
-        function = conv2d(spec, isa, "kernel")
-    else:
-        spec = GemmSpec(layer.size, layer.outputs, layer.inputs, **ending)
-        function = gemm(spec, isa, "kernel")
-    call = machine_code(tvm.IRModule({"kernel": function}), isa).jit()["kernel"]
-    rng = np.random.default_rng(0)
-    arguments = [_random(rng, buffer) for buffer in function.params]
-
-    def run(repeats: int) -> float:
-        taken = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            call(*arguments)
-            taken.append(time.perf_counter() - began)
-        return median(taken)
-
-    return spec, run
-
-
-def _random(rng: np.random.Generator, buffer: Any) -> Any:
-    shape, dtype = [int(size) for size in buffer.shape], str(buffer.dtype)
-    stored = {"bfloat16": np.uint16}.get(dtype) or np.dtype(dtype)
-    made = aligned(math.prod(shape) * np.dtype(stored).itemsize).view(stored).reshape(shape)
-    if dtype == "bfloat16":
-        import torch
-
-        made[...] = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-        return tvm_ffi.from_dlpack(torch.from_numpy(made).view(torch.bfloat16))
-    made[...] = (
-        rng.standard_normal(shape) if dtype == "float32" else rng.integers(-99, 99, shape).astype(stored)
-    )
-    return tensor(made)
-
-
-def _peak(isa: ISA, threads: int) -> float:
-    """FP32 GFLOP/s of chains of multiplications and additions in registers, on all threads."""
-    from specqd.codegen.tir import I, f32, load, local, parallel, splat, store, tirx
-
-    chains, steps = isa.registers - 4, 100_000
-    out = tirx.decl_buffer((threads * isa.lanes,), "float32", "out")
-    with tvm.script.ir_builder.IRBuilder() as builder, parallel(threads) as t:
-        sums = [local(isa.lanes, "float32") for _ in range(chains)]
-        for i, row in enumerate(sums):
-            store(row, 0, splat(f32(float(i)), isa.lanes), isa.lanes)
-        factor = I.bind(splat(out[0], isa.lanes))
-        with I.serial(0, steps):
-            for row in sums:
-                store(row, 0, isa.fma(load(row, 0, isa.lanes), factor, factor), isa.lanes)
-        total = load(sums[0], 0, isa.lanes)
-        for row in sums[1:]:
-            total = total + load(row, 0, isa.lanes)
-        store(out, t * isa.lanes, total, isa.lanes)
-    function = tirx.PrimFunc([out], builder.get()).with_attr({"global_symbol": "peak", "tirx.noalias": True})
-    call = machine_code(tvm.IRModule({"peak": function}), isa).jit()["peak"]
-    buffer = tensor(aligned(threads * isa.lanes * 4).view(np.float32))
-    taken = []
-    for _ in range(20):
-        began = time.perf_counter()
-        call(buffer)
-        taken.append(time.perf_counter() - began)
-    return 2 * chains * isa.lanes * steps * threads / min(taken) / 1e9
-
-
 def _layers(rows: Sequence[Row]) -> report.Table:
-    headings = ["layer", "precision", "us", "GFLOP/s", "of FP32 peak", "torch us", "onnxruntime us"]
+    headings = [
+        "layer",
+        "precision",
+        "us",
+        "GFLOP/s",
+        "of FP32 peak",
+        "from NCHW us",
+        "torch us",
+        "onnxruntime us",
+    ]
     lines = [
         [
             f"{r['model']} {r['layer']}",
@@ -249,7 +184,7 @@ def _layers(rows: Sequence[Row]) -> report.Table:
             f"{r['us']:.0f}",
             f"{r['gflops']:.0f}",
             f"{r['peak_fraction']:.2f}",
-            *(f"{r[key]:.0f}" if key in r else "" for key in ("torch_us", "onnxruntime_us")),
+            *(f"{r[key]:.0f}" if key in r else "" for key in ("converted_us", "torch_us", "onnxruntime_us")),
         ]
         for r in rows
     ]
