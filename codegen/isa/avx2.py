@@ -61,6 +61,19 @@ class AVX2(ISA):
             acc = acc + self._widen(self._multiply(self._with_sign_of(x, x), self._with_sign_of(w, x)))
         return acc
 
+    def dot_bytes(self, acc: Any, x: Any, w: Any) -> Any:
+        """PMADDWD on even and odd bytes, because PMADDUBSW would saturate: 2 * 255 * 127 is above 2^15."""
+        n = self.lanes * 2
+        eight = splat(tirx.const(8, "int16"), n)
+        wide_x, wide_w = (tirx.reinterpret(f"int16x{n}", v) for v in (x, w))
+        low = splat(tirx.const(255, "int16"), n)
+        even = tirx.bitwise_and(wide_x, low), tirx.shift_right(tirx.shift_left(wide_w, eight), eight)
+        odd = tirx.bitwise_and(tirx.shift_right(wide_x, eight), low), tirx.shift_right(wide_w, eight)
+        return acc + self._pairs(*even) + self._pairs(*odd)
+
+    def _pairs(self, a: Any, b: Any) -> Any:
+        return intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", a, b)
+
     def _multiply(self, unsigned: Any, signed: Any) -> Any:
         return intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", unsigned, signed)
 

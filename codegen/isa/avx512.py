@@ -19,6 +19,7 @@ class AVX512(AVX2):
     features: tuple[str, ...] = (*AVX2.features, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
     lanes = 16
     accumulators = 20
+    registers = 32
 
     def e2m1(self, codes: Any, table: Any) -> Any:
         """Look codes up with VPSHUFB."""
@@ -27,6 +28,9 @@ class AVX512(AVX2):
     def _widen(self, products: Any) -> Any:
         ones = splat(tirx.const(1, "int16"), 32)
         return intrinsic("int32x16", "llvm.x86.avx512.pmaddw.d.512", products, ones)
+
+    def _pairs(self, a: Any, b: Any) -> Any:
+        return intrinsic("int32x16", "llvm.x86.avx512.pmaddw.d.512", a, b)
 
     def _multiply(self, unsigned: Any, signed: Any) -> Any:
         return intrinsic("int16x32", "llvm.x86.avx512.pmaddubs.w.512", unsigned, signed)
@@ -71,6 +75,10 @@ define <16 x float> @specqd_dpbf16ps(<16 x float> %acc, <16 x i32> %w, i32 %x) a
         for w, x in pairs:
             acc = intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, w, x)
         return acc
+
+    def dot_bytes(self, acc: Any, x: Any, w: Any) -> Any:
+        """VPDPBUSD."""
+        return intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
 
     def dot_signed(self, acc: Any, pairs: Sequence[tuple[Any, Any]]) -> Any:
         """VPDPBUSD on `w + 128`; see `signed_correction`."""

@@ -24,6 +24,8 @@ class ISA:
     features: tuple[str, ...] = ()
     lanes = 8
     accumulators = 10
+    #: vector registers there are, for kernels that plan all of them
+    registers = 16
     #: what a BF16 kernel reads its activations as: float32, or pairs of BF16 in one int32
     pairs = False
     #: BF16 matrices are multiplied in tiles (codegen/kernels/tiles.py)
@@ -95,6 +97,14 @@ class ISA:
         for w, x in pairs:
             for byte in range(4):
                 acc = acc + self._byte(w, byte, n) * self._byte(x, byte, n)
+        return acc
+
+    def dot_bytes(self, acc: Any, x: Any, w: Any) -> Any:
+        """Add, per int32 lane, four products of u8 activations and s8 weights, exactly."""
+        n = self.lanes
+        for byte in range(4):
+            signed = self._byte(x, byte, n)
+            acc = acc + tirx.bitwise_and(signed, splat(i32(255), n)) * self._byte(w, byte, n)
         return acc
 
     @staticmethod

@@ -13,7 +13,7 @@ from typing import Any
 from specqd.codegen.kernels.tiling import tasks
 from specqd.codegen.tir import I, bind, i32, local, parallel, prefetch, tirx
 
-__all__ = ["INPUTS", "tiled"]
+__all__ = ["INPUTS", "instruction", "tiled"]
 
 #: input channels of a tile
 INPUTS = 32
@@ -84,7 +84,7 @@ class _Piece:
         sums = [[m * self.each + j for j in range(self.width)] for m in range(len(self.sizes))]
         for tiles in sums:
             for tile in tiles:
-                _do("tilezero", tile)
+                instruction("tilezero", tile)
         words = self.steps * (INPUTS // 2)  # of a row of x
         with I.serial(0, self.steps) as s:
             for m in range(len(self.sizes)):
@@ -98,21 +98,21 @@ class _Piece:
                 for line in range(16):
                     prefetch(weight, at + (_AHEAD + line) * 16)
                 for m in range(len(self.sizes)):
-                    _do("tdpbf16ps", sums[m][j], _SUMS + m, operand)
+                    instruction("tdpbf16ps", sums[m][j], _SUMS + m, operand)
         out = local(_WORDS, "float32")
         for m, size in enumerate(self.sizes):
             for j in range(self.width):
-                _do("tilestored64", sums[m][j], pointer=(out, 0), stride=_STRIDE)
+                instruction("tilestored64", sums[m][j], pointer=(out, 0), stride=_STRIDE)
                 with I.serial(0, size) as r:
                     row = space.simplify(self.base + m * _ROWS + space.bound(r, size))
                     finish(row, (self.first + j) * _CHANNELS, out, r * _CHANNELS)
 
 
 def _load(tile: int, buffer: Any, at: Any, stride: int) -> None:
-    _do("tileloadd64", tile, pointer=(buffer, at), stride=stride)
+    instruction("tileloadd64", tile, pointer=(buffer, at), stride=stride)
 
 
-def _do(name: str, *tiles: int, pointer: tuple[Any, Any] | None = None, stride: int = 0) -> None:
+def instruction(name: str, *tiles: int, pointer: tuple[Any, Any] | None = None, stride: int = 0) -> None:
     """Emit one instruction on tiles, which are named by number."""
     args = [tirx.const(tile, "int8") for tile in tiles]
     if pointer is not None:

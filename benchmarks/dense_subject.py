@@ -1,0 +1,120 @@
+"""Our side of `dense_kernels.py`: kernels of layers, and what the CPU can do at most."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from dense_layers import Layer
+
+from specqd.codegen.dense_kernels import (
+    ConvSpec,
+    Epilogue,
+    GemmSpec,
+    Requantise,
+    conv2d,
+    from_blocks,
+    gemm,
+    to_blocks,
+)
+from specqd.codegen.isa import ISA
+from specqd.codegen.library import machine_code
+from specqd.codegen.tir import I, f32, load, local, parallel, splat, store, tirx
+from specqd.runtime.library import aligned, tensor
+
+__all__ = ["PRECISIONS", "kernel", "peak"]
+
+#: what a kernel of a precision reads
+PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "uint8"}
+
+
+def kernel(
+    layer: Layer, dtype: str, isa: ISA, converted: bool = False
+) -> tuple[ConvSpec | GemmSpec, Callable[[int], float]]:
+    """Compile our kernel with a bias; gives what runs it so many times and returns the median of the seconds.
+
+    If `converted`, from NCHW and back.
+    """
+    ending: dict[str, Any] = {"dtype": dtype, "out_dtype": dtype, "epilogue": Epilogue(bias=True)}
+    if dtype == "uint8":
+        ending |= {"zero": 128, "requantise": Requantise(0.1, 128)}
+    if layer.kernel:
+        pad, square = layer.kernel // 2, (layer.kernel, layer.kernel)
+        spec: ConvSpec | GemmSpec = ConvSpec(
+            1, layer.inputs, layer.size, layer.size, layer.outputs, square, (layer.stride,) * 2, (pad,) * 4,
+            groups=layer.groups, planes=layer.inputs == 3, **ending,
+        )  # fmt: skip
+        functions = [conv2d(spec, isa, "f0")]
+        if converted:
+            out = (1, layer.outputs, spec.out_height, spec.out_width)
+            functions.append(from_blocks(out, dtype, isa, "f1"))
+            if not spec.planes:
+                functions.append(to_blocks((1, layer.inputs, layer.size, layer.size), dtype, isa, "f2"))
+    else:
+        spec = GemmSpec(layer.size, layer.outputs, layer.inputs, **ending)
+        functions = [gemm(spec, isa, "f0")]
+    compiled = machine_code(tvm.IRModule({f"f{i}": f for i, f in enumerate(functions)}), isa).jit()
+    rng = np.random.default_rng(0)
+    calls = [
+        (compiled[f"f{i}"], [_random(rng, buffer) for buffer in function.params])
+        for i, function in enumerate(functions)
+    ]
+
+    def run(repeats: int) -> float:
+        taken = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            for call, arguments in calls:
+                call(*arguments)
+            taken.append(time.perf_counter() - began)
+        return median(taken)
+
+    return spec, run
+
+
+def _random(rng: np.random.Generator, buffer: Any) -> Any:
+    shape, dtype = [int(size) for size in buffer.shape], str(buffer.dtype)
+    stored = {"bfloat16": np.uint16}.get(dtype) or np.dtype(dtype)
+    made = aligned(math.prod(shape) * np.dtype(stored).itemsize).view(stored).reshape(shape)
+    if dtype == "bfloat16":
+        import torch
+
+        made[...] = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return tvm_ffi.from_dlpack(torch.from_numpy(made).view(torch.bfloat16))
+    made[...] = (
+        rng.standard_normal(shape) if dtype == "float32" else rng.integers(-99, 99, shape).astype(stored)
+    )
+    return tensor(made)
+
+
+def peak(isa: ISA, threads: int) -> float:
+    """FP32 GFLOP/s of chains of multiplications and additions in registers, on all threads."""
+    chains, steps = isa.registers - 4, 100_000
+    out = tirx.decl_buffer((threads * isa.lanes,), "float32", "out")
+    with tvm.script.ir_builder.IRBuilder() as builder, parallel(threads) as t:
+        sums = [local(isa.lanes, "float32") for _ in range(chains)]
+        for i, row in enumerate(sums):
+            store(row, 0, splat(f32(float(i)), isa.lanes), isa.lanes)
+        factor = I.bind(splat(out[0], isa.lanes))
+        with I.serial(0, steps):
+            for row in sums:
+                store(row, 0, isa.fma(load(row, 0, isa.lanes), factor, factor), isa.lanes)
+        total = load(sums[0], 0, isa.lanes)
+        for row in sums[1:]:
+            total = total + load(row, 0, isa.lanes)
+        store(out, t * isa.lanes, total, isa.lanes)
+    function = tirx.PrimFunc([out], builder.get()).with_attr({"global_symbol": "peak", "tirx.noalias": True})
+    call = machine_code(tvm.IRModule({"peak": function}), isa).jit()["peak"]
+    buffer = tensor(aligned(threads * isa.lanes * 4).view(np.float32))
+    taken = []
+    for _ in range(20):
+        began = time.perf_counter()
+        call(buffer)
+        taken.append(time.perf_counter() - began)
+    return 2 * chains * isa.lanes * steps * threads / min(taken) / 1e9

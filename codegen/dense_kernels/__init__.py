@@ -1,0 +1,54 @@
+"""Kernels of convolutions and matrix products, by what they compute; they know nothing of graphs."""
+
+from typing import Any
+
+from specqd.codegen.dense_kernels.by_lane import lane_convolution
+from specqd.codegen.dense_kernels.conversion import from_blocks, to_blocks
+from specqd.codegen.dense_kernels.convolution import blocked_convolution
+from specqd.codegen.dense_kernels.layout import (
+    block,
+    blocked_shape,
+    by_lane,
+    corrections,
+    fits_tiles,
+    pack_channels,
+    pack_conv,
+    pack_gemm,
+)
+from specqd.codegen.dense_kernels.matrix import matrix_product
+from specqd.codegen.dense_kernels.spec import ConvSpec, Epilogue, GemmSpec, Requantise
+from specqd.codegen.dense_kernels.tiled import tiled_convolution, tiled_matrix_product
+from specqd.codegen.isa.base import ISA
+
+__all__ = [
+    "ConvSpec", "Epilogue", "GemmSpec", "Requantise", "block", "blocked_shape", "conv2d", "corrections", "fits_tiles",
+    "from_blocks", "gemm", "pack_channels", "pack_conv", "pack_gemm", "to_blocks",
+]  # fmt: skip
+
+
+def conv2d(spec: ConvSpec, isa: ISA, symbol: str = "conv2d") -> Any:
+    """Return the PrimFunc `(x, weight, [correction, [scale]], [bias], [residual], out)` of a convolution.
+
+    `x` is as `spec.planes` says, `weight` from `pack_conv`, `correction` int32 (of integers) from
+    `corrections`, `scale` and `bias` float32 from `pack_channels`; `residual` and `out` are in blocks
+    (`blocked_shape`). Lanes of a last block that are no channels hold anything
+    finite. `symbol` has to be the only one of its module.
+
+    Raises:
+        CodegenError: an argument is too large to be indexed, or in a layout that the kernel does not read.
+    """
+    if by_lane(spec):
+        return lane_convolution(spec, isa, symbol)
+    return (tiled_convolution if fits_tiles(spec, isa) else blocked_convolution)(spec, isa, symbol)
+
+
+def gemm(spec: GemmSpec, isa: ISA, symbol: str = "gemm") -> Any:
+    """Return the PrimFunc `(x, second, [correction, [scale]], [bias], [residual], out)` of a matrix product.
+
+    `x` is `[m, k]`, `second` from `pack_gemm`, `residual` and `out` `[m, n]`; with `spec.dynamic`, all have a
+    batch in front and `second` is an activation. An open `m` is an int64 variable of the shapes.
+
+    Raises:
+        CodegenError: an argument is too large to be indexed.
+    """
+    return (tiled_matrix_product if fits_tiles(spec, isa) else matrix_product)(spec, isa, symbol)

@@ -1,0 +1,225 @@
+"""The register-tiled product that convolutions and matrix products share: words of inputs times vectors of weights.
+
+A task computes some blocks of 16 output channels for some rows of pixels. It goes over the inputs in passes,
+so that the weights of a pass stay in the first cache while all pixels of the task use them; sums wait in
+memory of the task meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from specqd.codegen.dense_kernels.layout import OUT
+from specqd.codegen.dense_kernels.tiling import Tiling, passes
+from specqd.codegen.isa.base import ISA
+from specqd.codegen.tir import I, bind, i32, load, local, splat, store, tirx
+
+__all__ = ["Inputs", "Product", "bands", "locate", "serial", "sum_type", "view_type", "weight_view"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where words of inputs lie in a flat buffer: how far it is from one to the next of each kind."""
+
+    buffer: Any
+    block: int
+    word: int
+    row: int
+    column: int
+    tap_row: int = 0
+    tap_column: int = 0
+
+
+def view_type(dtype: str) -> str:
+    """Return the type as which words of inputs are read."""
+    return "float32" if dtype == "float32" else "int32"
+
+
+def sum_type(dtype: str) -> str:
+    """Return the type of sums."""
+    return "int32" if dtype in ("uint8", "int8") else "float32"
+
+
+def weight_view(dtype: str) -> tuple[str, str]:
+    """Return the type of a packed weight, and as which it is read."""
+    return {"float32": ("float32", "float32"), "bfloat16": ("bfloat16", "int32")}.get(dtype, ("int8", "int8"))
+
+
+def locate(task: Any, bands: int, parts: int, by_band: bool) -> tuple[Any, Any, Any]:
+    """Return the product of the batch, the band of rows and the part of the channels of a task.
+
+    Threads take neighbouring tasks: `by_band`, they share out the rows, otherwise the channels.
+    """
+    inner, outer = (parts, bands) if by_band else (bands, parts)
+    first, second = bind(task // inner % outer), bind(task % inner)
+    return (bind(task // (bands * parts)), *((first, second) if by_band else (second, first)))
+
+
+def bands(rows: int | None, high: int, count: Any) -> list[tuple[int, Any, Any]]:
+    """Cut the `count` rows of a task into tiles of `high` rows and a rest: `(rows of a tile, how many, first row)`.
+
+    Tasks are whole tiles but for the last of the image. If its `rows` are open, the rest is made of powers of two.
+    """
+    full = bind(tirx.truncdiv(count, i32(high)))
+    cut = [(high, full, i32(0))]
+    rest = bind(count - full * high)
+    if rows is not None:
+        return [*cut, (rows % high, tirx.min(i32(1), rest), full * high)] if rows % high else cut
+    for bit in range((high - 1).bit_length()):
+        above = tirx.shift_left(tirx.shift_right(rest, i32(bit + 1)), i32(bit + 1))
+        once = tirx.bitwise_and(tirx.shift_right(rest, i32(bit)), i32(1))
+        cut.append((1 << bit, once, full * high + above))
+    return cut
+
+
+@contextmanager
+def serial(extent: Any) -> Iterator[Any]:
+    """Open a loop, unless it is known to run once."""
+    if isinstance(extent, int) and extent == 1:
+        yield i32(0)
+    else:
+        with I.serial(0, extent) as var:
+            yield var
+
+
+@dataclass(frozen=True)
+class Product:
+    """Emits tasks of one product.
+
+    Attributes:
+        weight: flat, float32, int32 (pairs of BF16) or int8, in blocks of 16 output channels.
+        words: of inputs of an output channel; `size` of a block, the last may hold fewer.
+        columns: of the output.
+    """
+
+    isa: ISA
+    dtype: str
+    inputs: Inputs
+    weight: Any
+    taps: tuple[int, int]
+    words: int
+    size: int
+    columns: int
+    tiling: Tiling
+
+    @property
+    def sums(self) -> int:
+        """Elements that the sums of a task take, `[pixels, blocks, 16]`."""
+        return self.tiling.task * self.columns * self.tiling.blocks * OUT
+
+    def task(self, sums: Any, first: Any, at: Any, pieces: list[tuple[int, Any, Any]]) -> None:
+        """Compute blocks from `first` for pixels whose inputs begin at word `at`.
+
+        `pieces` cut the task's rows into tiles: `(rows of a tile, how many tiles, first row)`.
+        """
+        full, taps = self.words // self.size, self.taps[0] * self.taps[1]
+        each = passes(full, taps, self.size) if full else 1
+        alone = self.words == each * self.size or not full
+        if not alone:
+            self._clear(sums)
+        if full:
+            with serial(full // each) as part:
+                self._pass(sums, first, at, pieces, (part * each, each, self.size), alone)
+        if self.words % self.size:
+            self._pass(sums, first, at, pieces, (i32(full), 1, self.words % self.size), alone)
+
+    def _clear(self, sums: Any) -> None:
+        lanes = self.isa.lanes
+        with I.serial(0, self.sums // lanes) as s:
+            store(sums, s * lanes, self._zero(), lanes)
+
+    def _zero(self) -> Any:
+        return splat(tirx.const(0, sum_type(self.dtype)), self.isa.lanes)
+
+    def _pass(
+        self, sums: Any, first: Any, at: Any, pieces: Any, part: tuple[Any, int, int], alone: bool
+    ) -> None:
+        wide = self.tiling.columns
+        rest = self.columns % wide
+        for high, repeats, row in pieces:
+            with serial(repeats) as r:
+                top = bind(row + r * high)
+                with serial(self.columns // wide) as c:
+                    self._tile(sums, first, at, part, (top, c * wide), (high, wide), alone)
+                if rest:
+                    self._tile(sums, first, at, part, (top, i32(self.columns - rest)), (high, rest), alone)
+
+    def _tile(
+        self,
+        sums: Any,
+        first: Any,
+        at: Any,
+        part: tuple[Any, int, int],
+        corner: tuple[Any, Any],
+        shape: tuple[int, int],
+        alone: bool,
+    ) -> None:
+        block, blocks, words = part
+        x, taps = self.inputs, self.taps[0] * self.taps[1]
+        pixels = [(r, c) for r in range(shape[0]) for c in range(shape[1])]
+        width, lanes = self.tiling.blocks * OUT, self.isa.lanes
+        origin = bind((corner[0] * self.columns + corner[1]) * width)
+        acc = [local(width, sum_type(self.dtype)) for _ in pixels]
+        places = [origin + (r * self.columns + c) * width for r, c in pixels]
+        for row, place in zip(acc, places, strict=True):
+            for i in range(0, width, lanes):
+                store(row, i, self._zero() if alone else load(sums, place + i, lanes), lanes)
+        begin = bind(at + corner[0] * x.row + corner[1] * x.column + block * x.block)
+        weights = [
+            bind((first + j) * (self.words * taps) + block * (self.size * taps))
+            for j in range(self.tiling.blocks)
+        ]
+        unroll = next(u for u in (4, 3, 2, 1) if words % u == 0)
+        with (
+            serial(blocks) as b,
+            serial(self.taps[0]) as h,
+            serial(self.taps[1]) as w,
+            serial(words // unroll) as s,
+        ):
+            word = bind(begin + b * x.block + h * x.tap_row + w * x.tap_column + s * (unroll * x.word))
+            line = bind((((b * self.taps[0] + h) * self.taps[1] + w) * (words // unroll) + s) * unroll)
+            for u in range(unroll):
+                loaded = [self._weights(at_block + line + u) for at_block in weights]
+                for row, (r, c) in zip(acc, pixels, strict=True):
+                    self._add(row, loaded, word + r * x.row + c * x.column + u * x.word)
+        for row, place in zip(acc, places, strict=True):
+            for i in range(0, width, lanes):
+                store(sums, place + i, load(row, i, lanes), lanes)
+
+    def _weights(self, line: Any) -> list[Any]:
+        lanes = self.isa.lanes
+        if sum_type(self.dtype) == "int32":
+            return [
+                bind(load(self.weight, line * (OUT * 4) + v * 4, lanes * 4)) for v in range(0, OUT, lanes)
+            ]
+        loaded = [load(self.weight, line * OUT + v, lanes) for v in range(0, OUT, lanes)]
+        return [self.isa.bf16_prepare(w) if self.dtype == "bfloat16" else bind(w) for w in loaded]
+
+    def _add(self, row: Any, loaded: list[list[Any]], word: Any) -> None:
+        lanes = self.isa.lanes
+        x = self._input(bind(self.inputs.buffer[word]))
+        for i, w in enumerate(w for block in loaded for w in block):
+            old = load(row, i * lanes, lanes)
+            if self.dtype == "float32":
+                new = self.isa.fma(w, x, old)
+            elif self.dtype == "bfloat16":
+                new = self.isa.bf16_dot(old, w, x)
+            else:
+                new = self.isa.dot_bytes(old, x, w)
+            store(row, i * lanes, new, lanes)
+
+    def _input(self, word: Any) -> Any:
+        lanes = self.isa.lanes
+        if self.dtype == "float32":
+            return bind(splat(word, lanes))
+        if self.dtype == "bfloat16":
+            if self.isa.pairs:
+                return word
+            low = tirx.reinterpret("float32", tirx.shift_left(word, i32(16)))
+            return bind(low), bind(tirx.reinterpret("float32", tirx.bitwise_and(word, i32(-65536))))
+        if self.dtype == "int8":
+            word = tirx.bitwise_xor(word, i32(-0x7F7F7F80))  # each byte + 128
+        return bind(tirx.reinterpret(f"int8x{lanes * 4}", splat(word, lanes)))

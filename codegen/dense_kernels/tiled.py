@@ -1,0 +1,121 @@
+"""Convolutions and matrix products of BF16 and integers on CPUs with AMX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from specqd.codegen.dense_kernels.convolution import Convolution
+from specqd.codegen.dense_kernels.layout import OUT
+from specqd.codegen.dense_kernels.matrix import Matrix
+from specqd.codegen.dense_kernels.product import Inputs, locate, sum_type
+from specqd.codegen.dense_kernels.spec import ConvSpec, GemmSpec
+from specqd.codegen.dense_kernels.tiles import ROWS, TileProduct
+from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.tiling import THREADS
+from specqd.codegen.tir import I, bind, i32, parallel, tirx
+
+__all__ = ["tiled_convolution", "tiled_matrix_product"]
+
+#: pixels of a line that is no row of the output
+_LINE = 64
+#: pixels of a task
+_PIXELS = 128
+#: blocks of output channels of a task
+_BLOCKS = 8
+_SUMS = 4 * ROWS * OUT
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """How the pixels of an image are cut: `count` lines of `pixels`, the last of `last`.
+
+    `width` is None if a line is a row of the output, else how many pixels there are from row to row.
+    """
+
+    count: int
+    pixels: int
+    last: int
+    width: int | None = None
+
+    @classmethod
+    def of(cls, spec: ConvSpec) -> _Lines:
+        """Choose what takes fewer tiles."""
+        rows, columns, width = spec.out_height, spec.out_width, spec.padded[1]
+        whole = (rows - 1) * width + columns
+        if spec.stride[0] != spec.stride[1] or rows * -(-columns // ROWS) < -(-whole // ROWS):
+            return cls(rows, columns, columns)
+        count = -(-whole // _LINE)
+        return cls(count, _LINE, whole - (count - 1) * _LINE, width)
+
+
+def _parts(blocks: int) -> int:
+    """Blocks of a task: a divisor, even if there is one."""
+    return max(range(1, min(_BLOCKS, blocks) + 1), key=lambda n: (blocks % n == 0, n % 2 == 0, n))
+
+
+def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
+    """Return the function, as `blocked_convolution` does."""
+    made = Convolution(isa, spec)
+    kernel, image, inputs = made.kernel, made.image, made.image.inputs
+    blocks = _parts(made.out_blocks // spec.groups)
+    product = TileProduct(spec.dtype, inputs, made.weight, made.taps, made.words, made.size, blocks)
+    lines = _Lines.of(spec)
+    step = inputs.row if lines.width is None else lines.pixels * inputs.column
+    high = max(1, min(_PIXELS // lines.pixels, -(-lines.count // THREADS)))
+    parts, count = made.out_blocks // blocks, -(-lines.count // high)
+    with kernel.launch():
+        image.fill()
+        with kernel.phase(), parallel(spec.batch * count * parts) as task:
+            batch, band, part = locate(task, count, parts, made.by_band)
+            sums = kernel.scratch(_SUMS, sum_type(spec.dtype))
+            begin, first = bind(batch * image.batch + made.group(part, parts)), bind(part * blocks)
+            with I.serial(0, bind(tirx.min(i32(high), lines.count - band * high))) as i:
+                line = bind(band * high + i)
+                at = bind(begin + line * step)
+
+                def write(pixel: Any, channel: Any, out: Any, out_at: Any) -> None:
+                    whole = bind(line * lines.pixels + pixel)
+                    if lines.width in (None, spec.out_width):
+                        made.ending.write(out, out_at, channel, made.place(batch, channel, whole))
+                        return
+                    with I.If(whole % lines.width < spec.out_width), I.Then():
+                        inside = whole // lines.width * spec.out_width + whole % lines.width
+                        made.ending.write(out, out_at, channel, made.place(batch, channel, inside))
+
+                if lines.last == lines.pixels:
+                    product.line(sums, first, at, lines.pixels, write)
+                else:
+                    with I.If(line < lines.count - 1):
+                        with I.Then():
+                            product.line(sums, first, at, lines.pixels, write)
+                        with I.Else():
+                            product.line(sums, first, at, lines.last, write)
+            product.release()
+    return kernel.function(symbol)
+
+
+def tiled_matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
+    """Return the function, as `matrix_product` does."""
+    made = Matrix(isa, spec)
+    kernel, blocks = made.kernel, _parts(made.blocks)
+    inputs = Inputs(made.x, block=ROWS, word=1, row=0, column=made.words)
+    product = TileProduct(spec.dtype, inputs, made.weight, (1, 1), made.words, ROWS, blocks)
+    tasks = made.tasks(made.blocks // blocks, _PIXELS, ROWS)
+    with kernel.launch(), kernel.phase(), tasks as (_, part, top, height):
+        sums = kernel.scratch(_SUMS, sum_type(spec.dtype))
+        first, at = bind(part * blocks), bind(top * made.words)
+
+        def write(pixel: Any, channel: Any, out: Any, out_at: Any) -> None:
+            made.write(out, out_at, bind(top + pixel), bind(channel))
+
+        with I.If(height == _PIXELS):
+            with I.Then():
+                product.line(sums, first, at, _PIXELS, write)
+            with I.Else():
+                if spec.m is not None:
+                    product.line(sums, first, at, spec.m % _PIXELS, write)
+                else:
+                    product.open_line(sums, first, at, height, write)
+        product.release()
+    return kernel.function(symbol)

@@ -1,0 +1,155 @@
+"""The product of convolutions and matrices in tiles of AMX: 16 pixels times 16 channels times 64 bytes of inputs.
+
+Pixels of a tile are evenly spaced in memory. A *line* is a run of such pixels: a row of the output, or, where
+that takes fewer tiles, a piece of the whole padded image with the pixels beside it, which are computed and
+not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from specqd.codegen.dense_kernels.layout import OUT
+from specqd.codegen.dense_kernels.product import Inputs, serial
+from specqd.codegen.kernels.tiles import instruction
+from specqd.codegen.tir import I, bind, i32, local, tirx
+
+__all__ = ["ROWS", "TileProduct"]
+
+#: rows of a tile, and words of a row
+ROWS = 16
+
+_MULTIPLY = {"bfloat16": "tdpbf16ps", "int8": "tdpbssd", "uint8": "tdpbusd"}
+
+#: write(pixel of the line, channel, sums, their first element)
+Write = Callable[[Any, Any, Any, Any], None]
+
+
+@dataclass(frozen=True)
+class TileProduct:
+    """Emits the tiles of one product.
+
+    Attributes:
+        weight: flat, int32 or int8, in blocks of 16 output channels.
+        words: of inputs of an output channel; `size`, at most 16, of a block; the last may hold fewer.
+        blocks: of output channels that a task computes.
+    """
+
+    dtype: str
+    inputs: Inputs
+    weight: Any
+    taps: tuple[int, int]
+    words: int
+    size: int
+    blocks: int
+
+    @property
+    def _full(self) -> int:
+        return self.words // self.size
+
+    @property
+    def _tail(self) -> int:
+        return self.words % self.size
+
+    @property
+    def _wide(self) -> int:
+        """Blocks of channels at a time; tiles of another shape for a tail leave room for one."""
+        return 1 if (self._tail and self._full) or self.blocks % 2 else 2
+
+    def line(self, sums: Any, first: Any, at: Any, pixels: int, write: Write) -> None:
+        """Compute blocks from `first` for `pixels` whose inputs begin at word `at`; `sums` has 1024 elements."""
+        pair = 2 * ROWS
+        if pixels >= pair:
+            self._configure((i32(ROWS), i32(ROWS)))
+            with serial(pixels // pair) as p:
+                self._piece(sums, first, at, bind(p * pair), (ROWS, ROWS), write)
+        if pixels % pair:
+            rest = pixels % pair
+            sizes = (ROWS, rest - ROWS) if rest > ROWS else (rest,)
+            self._configure(tuple(map(i32, sizes)))
+            self._piece(sums, first, at, i32(pixels - rest), sizes, write)
+
+    def open_line(self, sums: Any, first: Any, at: Any, pixels: Any, write: Write) -> None:
+        """Compute a line whose length is known when the kernel runs."""
+        with serial(bind((pixels + ROWS - 1) // ROWS)) as p:
+            size = bind(tirx.min(i32(ROWS), pixels - p * ROWS))
+            self._configure((size,))
+            self._piece(sums, first, at, bind(p * ROWS), (size,), write)
+
+    def release(self) -> None:
+        """Emit the end of a task: the CPU may forget the tiles."""
+        I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.tilerelease"))
+
+    def _names(self, height: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+        """Tiles by number: of sums; of inputs and of weights, for whole blocks and for the tail."""
+        wide = self._wide
+        sums = [[m * wide + j for j in range(wide)] for m in range(height)]
+        free = iter(range(height * wide, 8))
+        inputs, weights = [], []
+        for _ in range(2 if self._full and self._tail else 1):
+            inputs.append([next(free) for _ in range(height)])
+            weights.append([next(free) for _ in range(wide)])
+        return sums, inputs, weights
+
+    def _configure(self, sizes: tuple[Any, ...]) -> None:
+        """Say what shape each tile has; see the format of LDTILECFG, palette 1."""
+        sums, inputs, weights = self._names(len(sizes))
+        shapes: dict[int, tuple[Any, int]] = {}
+        widths = [w for w in (self.size if self._full else 0, self._tail) if w]
+        for m, size in enumerate(sizes):
+            shapes.update(dict.fromkeys(sums[m], (size, 64)))
+            shapes.update({of[m]: (size, 4 * width) for of, width in zip(inputs, widths, strict=True)})
+        for of, width in zip(weights, widths, strict=True):
+            shapes.update({tile: (i32(width), 64) for tile in of})
+        config = local(16, "int32")
+        nothing = i32(0), 0
+        for word in range(16):
+            value = i32(1 if word == 0 else 0)
+            if 4 <= word < 8:
+                low, high = (shapes.get(2 * (word - 4) + i, nothing)[1] for i in (0, 1))
+                value = i32(low | high << 16)
+            elif word in (12, 13):
+                rows = [shapes.get(4 * (word - 12) + i, nothing)[0] for i in range(4)]
+                value = rows[0] + rows[1] * i32(1 << 8) + rows[2] * i32(1 << 16) + rows[3] * i32(1 << 24)
+            I.buffer_store(config, value, [word])
+        I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.ldtilecfg", tirx.address_of(config[0])))
+
+    def _piece(self, out: Any, first: Any, at: Any, pixel: Any, sizes: tuple[Any, ...], write: Write) -> None:
+        wide = self._wide
+        sums, inputs, weights = self._names(len(sizes))
+        begin = bind(at + pixel * self.inputs.column)
+        with serial(self.blocks // wide) as group:
+            block = bind(first + group * wide)
+            for tile in (t for of in sums for t in of):
+                instruction("tilezero", tile)
+            if self._full:
+                with serial(self._full) as b:
+                    self._multiply(begin, block, b, self.size, (sums, inputs[0], weights[0]))
+            if self._tail:
+                self._multiply(begin, block, i32(self._full), self._tail, (sums, inputs[-1], weights[-1]))
+            for m, of in enumerate(sums):
+                for j, tile in enumerate(of):
+                    instruction("tilestored64", tile, pointer=(out, (m * 2 + j) * ROWS * OUT), stride=64)
+            for m, size in enumerate(sizes):
+                with I.serial(0, size) as r:
+                    place = bind(pixel + m * ROWS + r)
+                    for j in range(wide):
+                        write(place, (block + j) * OUT, out, ((m * 2 + j) * ROWS + r) * OUT)
+
+    def _multiply(self, begin: Any, first: Any, block: Any, words: int, tiles: Any) -> None:
+        sums, inputs, weights = tiles
+        x, taps = self.inputs, self.taps[0] * self.taps[1]
+        with serial(self.taps[0]) as h, serial(self.taps[1]) as w:
+            place = bind(begin + block * x.block + h * x.tap_row + w * x.tap_column)
+            line = bind(block * (self.size * taps) + (h * self.taps[1] + w) * words)
+            for m, tile in enumerate(inputs):
+                where = (x.buffer, place + m * (ROWS * x.column))
+                instruction("tileloadd64", tile, pointer=where, stride=4 * x.column)
+            for j, tile in enumerate(weights):
+                elements = 64 if self.dtype in ("int8", "uint8") else 16
+                at = ((first + j) * (self.words * taps) + line) * elements
+                instruction("tileloadd64", tile, pointer=(self.weight, at), stride=64)
+                for m, operand in enumerate(inputs):
+                    instruction(_MULTIPLY[self.dtype], sums[m][j], operand, tile)
