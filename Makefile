@@ -1,7 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
-PYTEST_ARGS ?= -n 2
+# Whole files to a process: each would make the models that a file compiles.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
