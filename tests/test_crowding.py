@@ -74,26 +74,26 @@ def test_what_steps_lack_others_had(machine: Machine) -> None:
     assert crowd.lost(2, 0.006) == pytest.approx(0.0)
 
 
-def test_idle_is_what_nobody_used_of_the_own_cpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_used_of_the_own_cpus_is_left(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     crowd = Crowding(machine.stat)
-    assert crowd.idle() == 0.0  # nothing is known yet
+    assert crowd.left() == 0.0  # nothing is known yet
     machine.run(0.4, 0.0, (0.2, 0.4))
-    assert crowd.idle() == pytest.approx(1.5)
+    assert crowd.left() == pytest.approx(1.5)
     machine.run(0.05, 0.0)
-    assert crowd.idle() == pytest.approx(1.5)  # read a moment ago
+    assert crowd.left() == pytest.approx(1.5)  # read a moment ago
     machine.run(5.0, 0.0, (5.0, 5.0))
-    assert crowd.idle() == 0.0  # who knows when
+    assert crowd.left() == 0.0  # who knows when
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1})
     crowd = Crowding(machine.stat)
-    crowd.idle()
+    crowd.left()
     machine.run(0.4, 0.0, (0.4, 0.2))
-    assert crowd.idle() == pytest.approx(0.5)
+    assert crowd.left() == pytest.approx(0.5)
 
 
 def test_without_the_kernels_word_all_is_idle(machine: Machine) -> None:
     crowd = Crowding(machine.stat.parent / "nothing")
     machine.run(1.0, 0.0)
-    assert crowd.idle() == math.inf
+    assert crowd.left() == math.inf
 
 
 def test_a_neighbour_is_made_room_for_at_once_and_left_alone(machine: Machine) -> None:
@@ -128,6 +128,14 @@ def test_a_cpu_that_waits_for_a_disk_is_idle(machine: Machine) -> None:
     waited = machine.stat.read_text().replace(" 3 0 0 0 0 0", f" {3 + 99 * TICKS} 0 0 0 0 0")
     machine.stat.write_text(waited)
     assert crowd.others() == pytest.approx(0.01)
+
+
+def test_a_cpu_that_this_process_leaves_idle_itself_is_not_free_for_more_threads(machine: Machine) -> None:
+    choice = ThreadChoice(2, Crowding(machine.stat))
+    for others in [0.0] * 20 + [0.5] * 3 + [1.0] * 50:
+        step(choice, machine, others)
+    machine.run(0.3, 0.0, (0.3, 0.0))  # between two answers, with the neighbour still there
+    assert {step(choice, machine, others=1.0) for _ in range(100)} == {1}
 
 
 def test_threads_come_back_when_the_neighbour_has_gone(machine: Machine) -> None:

@@ -20,7 +20,7 @@ class Crowding:
     """
 
     WINDOW = 0.005
-    PERIOD = 0.1  # seconds between two readings of what is idle: the kernel counts in hundredths
+    PERIOD = 0.1  # seconds between two readings of what is left: the kernel counts in hundredths
     SOON = 0.05
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
@@ -29,7 +29,7 @@ class Crowding:
         self._began = self._used = self._passed = self._asked = 0.0
         self._read, self._counted = -math.inf, self._idle_ticks()
         self._first = time.perf_counter(), time.process_time(), self._counted
-        self._idle = 0.0
+        self._spent = self._left = 0.0
 
     def others(self) -> float:
         """Return how many of this process's CPUs others had since this was made; 0 if that is not known yet."""
@@ -55,21 +55,22 @@ class Crowding:
         self._used = self._asked = self._passed = 0.0
         return lost
 
-    def idle(self) -> float:
-        """Return how many of this process's CPUs nobody used lately; all of them where the system does not say.
+    def left(self) -> float:
+        """Return how many of this process's CPUs others left to it lately; all of them where the system does not say.
 
-        If nobody has asked for long, that is not known yet, and 0.
+        If nobody has asked for long, that is not known yet, and 0. What this process itself did not use counts as left.
         """
         if self._counted is None:
             return math.inf
         now = time.perf_counter()
         passed = now - self._read
         if passed >= self.PERIOD:
-            ticks = self._idle_ticks() or 0
+            ticks, used = self._idle_ticks() or 0, time.process_time()
+            idle = (ticks - self._counted) / os.sysconf("SC_CLK_TCK")
             lately = passed < 5 * self.PERIOD
-            self._idle = (ticks - self._counted) / os.sysconf("SC_CLK_TCK") / passed if lately else 0.0
-            self._read, self._counted = now, ticks
-        return self._idle
+            self._left = (idle + used - self._spent) / passed if lately else 0.0
+            self._read, self._counted, self._spent = now, ticks, used
+        return self._left
 
     def _idle_ticks(self) -> int | None:
         try:

@@ -84,7 +84,7 @@ class ThreadChoice:
     CLEARLY = 0.9  # of the normal time: faster than this in two trials is taken for faster
     STRIKINGLY = 0.6  # one trial is enough, for all kinds
     LOST = 0.3  # CPUs that others take from steps: a busy neighbour shares one and has half of it
-    FREE = 0.8  # of a CPU that is idle, for each thread more
+    FREE = 0.8  # of a CPU that others leave, for each thread more
     SUDDENLY = 2.0  # times the normal time: two of three steps that took longer tell of a neighbour
 
     def __init__(self, most: int, crowding: Crowding | None = None) -> None:
@@ -110,12 +110,12 @@ class ThreadChoice:
         kind = self._kinds[key]
         if self._crowding:
             self._crowding.begin()
-            if self._left and self._free(self._left - kind.current):
+            if self._left and self._free(kind.current, self._left):
                 for other in self._kinds.values():
                     other.hint = self._left
                 self._left = 0
         trial = kind.trial(self._budget, self._slowness)
-        if trial is None or (trial > kind.current and not self._free(trial - kind.current)):
+        if trial is None or (trial > kind.current and not self._free(kind.current, trial)):
             return kind.current
         return trial
 
@@ -146,9 +146,9 @@ class ThreadChoice:
                 else:
                     other.hint = count
 
-    def _free(self, more: int) -> bool:
-        """Whether CPUs are idle for so many threads more."""
-        return self._crowding is None or self._crowding.idle() >= self.FREE * more
+    def _free(self, now: int, then: int) -> bool:
+        """Whether CPUs are left for more threads than now."""
+        return self._crowding is None or self._crowding.left() >= now + self.FREE * (then - now)
 
     def _give_way(self, count: int) -> None:
         """Let all kinds run on fewer threads than `count`."""
