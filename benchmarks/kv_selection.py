@@ -84,7 +84,7 @@ def _options() -> argparse.Namespace:
         "--lengths", type=int, nargs="+", default=[1000, 2000, 4000, 7800], help="of the texts, in tokens"
     )
     parser.add_argument("--tokens", type=int, default=512, help="positions that are kept")
-    parser.add_argument("--every", type=int, default=256, help="positions between two selections")
+    parser.add_argument("--every", type=int, default=512, help="positions between two selections")
     parser.add_argument("--draft-length", type=int, default=3, help="tokens drafted at once")
     parser.add_argument("--rounds", type=int, default=3, help="texts of each length")
     parser.add_argument("-n", "--new-tokens", type=int, default=256, help="new tokens a text")

@@ -73,7 +73,7 @@ class SelectKV(Pass):
     mb: float = 0.0
     ratio: float = 0.0
     above: int = 0
-    every: int = 256
+    every: int = 512
     window: int = 16
     sinks: int = 4
     recent: int = 64
