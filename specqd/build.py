@@ -16,6 +16,8 @@ from specqd.runtime.plan import SEARCH, Plan
 from specqd.staging import demand_free
 
 if TYPE_CHECKING:
+    from specqd.codegen.isa import ISA
+    from specqd.passes import Pipeline
     from specqd.program import KVCache, Program
 
 __all__ = ["DEFAULT_CONTEXT", "compile_model", "default_pipeline"]
@@ -76,14 +78,15 @@ def compile_model(
             f"the context of {context} cannot be used: give 1 or more, and with a pipeline of your own say "
             f"it there, as insert-kv-cache{{capacity={max(context, 1)}}}"
         )
+    instructions, steps = _understood(isa, pipeline)
     tell = progress or (lambda what, done, of: None)
     try:
         tell("capturing the model", 0, 0)
         program = _captured(source, example_inputs, dynamic_shapes)
         if program.target.of_language_model:
-            return _compile(program, target, drafts or {}, pipeline, context, isa, parsed, force, tell)
+            return _compile(program, target, drafts or {}, steps, context, instructions, parsed, force, tell)
         return _compile_module(
-            program, target, pipeline, isa, force, tell, drafts=drafts, context=context, plan=plan
+            program, target, pipeline, instructions, force, tell, drafts=drafts, context=context, plan=plan
         )
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
@@ -94,18 +97,24 @@ def compile_model(
         ) from error
 
 
+def _understood(isa: str, pipeline: str | None) -> tuple[ISA, Pipeline | None]:
+    """Return what the words stand for, before minutes are spent on the model."""
+    from specqd.codegen.isa import named
+    from specqd.passes import Pipeline
+
+    return named(isa, cpu_features()), None if pipeline is None else Pipeline.parse(pipeline)
+
+
 def _compile_module(
-    program: Program, target: Path, pipeline: str | None, isa: str, force: bool, tell: Progress, **others: Any
+    program: Program, target: Path, pipeline: str | None, isa: ISA, force: bool, tell: Progress, **others: Any
 ) -> Manifest:
     from specqd.build_module import compile_module
-    from specqd.codegen.isa import named
 
     given = next((name for name, value in others.items() if value), None)
     if given is not None:
         raise InputError(f"{program.model.source} is no language model, which alone has the option {given!r}")
-    instructions = named(isa, cpu_features())
     return compile_module(
-        program, target, instructions, pipeline=pipeline, force=force, tell=tell, cache=_library_cache()
+        program, target, isa, pipeline=pipeline, force=force, tell=tell, cache=_library_cache()
     )
 
 
@@ -113,20 +122,17 @@ def _compile(
     program: Program,
     target: Path,
     drafts: Mapping[str, Any],
-    pipeline: str | None,
+    steps: Pipeline | None,
     context: int | None,
-    isa: str,
+    isa: ISA,
     plan: Plan | None,
     force: bool,
     tell: Progress,
 ) -> Manifest:
-    from specqd.codegen.isa import named
     from specqd.codegen.library import build
     from specqd.passes import Pipeline
     from specqd.passes.speculate.join import join
 
-    instructions = named(isa, cpu_features())
-    steps = None if pipeline is None else Pipeline.parse(pipeline)
     for name, draft in drafts.items():
         tell(f"capturing the draft {name}", 0, 0)
         program = join(program, _captured(draft), name)
@@ -143,7 +149,7 @@ def _compile(
     program = steps(program, watch, tell=tell)
     plan = plan or Plan.usual(_usual_chain(program))
     plan.demand(program.chain)
-    compiled = build(program, instructions, progress=tell, cache=_library_cache())
+    compiled = build(program, isa, progress=tell, cache=_library_cache())
     written, total = 0, sum(_distinct_weights(compiled.functions).values())
 
     def wrote(count: int) -> None:
