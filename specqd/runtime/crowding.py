@@ -6,6 +6,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = ["Crowding"]
 
@@ -21,24 +22,22 @@ class Crowding:
 
     WINDOW = 0.005
     PERIOD = 0.1  # seconds between two readings of what is left: the kernel counts in hundredths
-    SOON = 0.05
+    SOON = 0.05  # seconds that `others` must have watched
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
         self._stat = stat
         self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         self._began = self._used = self._passed = self._asked = 0.0
-        self._read, self._counted = -math.inf, self._idle_ticks()
-        self._first = time.perf_counter(), time.process_time(), self._counted
-        self._spent = self._left = 0.0
+        self._first = self._now()
+        self._latest = self._first._replace(time=-math.inf)
+        self._left = 0.0
 
     def others(self) -> float:
         """Return how many of this process's CPUs others had since this was made; 0 if that is not known yet."""
-        since, used, counted = self._first
-        passed = time.perf_counter() - since
-        if counted is None or passed < self.SOON:
+        now = self._now()
+        if math.isinf(now.idle) or now.time - self._first.time < self.SOON:
             return 0.0
-        idle = ((self._idle_ticks() or 0) - counted) / os.sysconf("SC_CLK_TCK")
-        return len(self._cpus) - (idle + time.process_time() - used) / passed
+        return len(self._cpus) - _left(self._first, now)
 
     def begin(self) -> None:
         """Note that a step begins."""
@@ -60,22 +59,37 @@ class Crowding:
 
         If nobody has asked for long, that is not known yet, and 0. What this process itself did not use counts as left.
         """
-        if self._counted is None:
+        if math.isinf(self._first.idle):
             return math.inf
-        now = time.perf_counter()
-        passed = now - self._read
+        passed = time.perf_counter() - self._latest.time
         if passed >= self.PERIOD:
-            ticks, used = self._idle_ticks() or 0, time.process_time()
-            idle = (ticks - self._counted) / os.sysconf("SC_CLK_TCK")
-            lately = passed < 5 * self.PERIOD
-            self._left = (idle + used - self._spent) / passed if lately else 0.0
-            self._read, self._counted, self._spent = now, ticks, used
+            now = self._now()
+            self._left = _left(self._latest, now) if passed < 5 * self.PERIOD else 0.0
+            self._latest = now
         return self._left
 
-    def _idle_ticks(self) -> int | None:
+    def _now(self) -> _Moment:
+        return _Moment(time.perf_counter(), time.process_time(), self._idle_seconds())
+
+    def _idle_seconds(self) -> float:
+        """Seconds that the CPUs were idle since they were started; infinite where the system does not say."""
         try:
             lines = self._stat.read_text().splitlines()
         except OSError:
-            return None
+            return math.inf
         of_cpus = (line.split() for line in lines if line.startswith("cpu") and line[3:4].isdigit())
-        return sum(sum(map(int, fields[_IDLE])) for fields in of_cpus if int(fields[0][3:]) in self._cpus)
+        ticks = sum(sum(map(int, fields[_IDLE])) for fields in of_cpus if int(fields[0][3:]) in self._cpus)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class _Moment(NamedTuple):
+    """A time, and how many seconds of CPUs this process had used and nobody had until then."""
+
+    time: float
+    used: float
+    idle: float
+
+
+def _left(before: _Moment, now: _Moment) -> float:
+    """How many CPUs others left to this process between two moments."""
+    return (now.idle - before.idle + now.used - before.used) / (now.time - before.time)
