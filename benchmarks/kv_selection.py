@@ -81,13 +81,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[1000, 2000, 4000, 7800], help="of the texts, in tokens"
+        "--lengths", type=int, nargs="+", default=[1000, 2000, 4000, 7000], help="of the texts, in tokens"
     )
     parser.add_argument("--tokens", type=int, default=512, help="positions that are kept")
     parser.add_argument("--every", type=int, default=512, help="positions between two selections")
     parser.add_argument("--draft-length", type=int, default=3, help="tokens drafted at once")
     parser.add_argument("--rounds", type=int, default=3, help="texts of each length")
-    parser.add_argument("-n", "--new-tokens", type=int, default=256, help="new tokens a text")
+    parser.add_argument("-n", "--new-tokens", type=int, default=1100, help="new tokens a text")
     parser.add_argument("--quick", action="store_true", help="one round of two lengths, 160 new tokens")
     parser.add_argument("--json", type=Path, help="write a row for each measurement to this file")
     report.add_options(parser)
@@ -136,7 +136,7 @@ def _round(
 def _answer(
     model: Model, text: list[int], options: argparse.Namespace, plan: str | None, selects: bool
 ) -> Sample:
-    """Answer once; `selection`: share of the time after the prompt that selections took."""
+    """Answer once; `selection`: share of the time after the prompt that selections took, None if there were none."""
     engine = model.engine
     feed, spent = engine.feed_pieces, {True: [], False: []}
 
@@ -159,13 +159,13 @@ def _answer(
         engine.__dict__.pop("schedule", None)
     stats = answer.stats
     step = median(spent[False]) if spent[False] and plan is None else 0.0
-    beyond = sum(seconds - step for seconds in spent[True][1:])  # the first is the prompt's
+    later = spent[True][1:]  # the first is the prompt's
     return {
         "made": answer.tokens,
         "tokens/s": stats.decode_tokens_per_s,
         "acceptance": stats.acceptance_rate,
         "prefill s": stats.prefill_seconds,
-        "selection": beyond / stats.decode_seconds,
+        "selection": sum(seconds - step for seconds in later) / stats.decode_seconds if later else None,
     }
 
 
@@ -187,7 +187,8 @@ def _table(samples: list[Sample]) -> report.Table:
         prefill = report.spread(
             s["target, selected"]["prefill s"] / s["plain"]["prefill s"] - 1 for s in of_length
         )
-        cost = report.spread(s["target, selected"]["selection"] for s in of_length)
+        costs = [c for s in of_length if (c := s["target, selected"]["selection"]) is not None]
+        cost = report.spread(costs) if costs else None
         rows.append(
             [
                 str(length),
@@ -195,7 +196,7 @@ def _table(samples: list[Sample]) -> report.Table:
                 gain.show(2),
                 " / ".join(f"{one.median:.3f}" for one in accepted),
                 f"{prefill.median:+.1%}",
-                f"{cost.median:.2%}",
+                f"{cost.median:.2%}" if cost else "none came",
             ]
         )
         figures[str(length)] = {"gain": gain, "prefill": prefill, "selection": cost, **rates}
