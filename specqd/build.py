@@ -86,7 +86,7 @@ def compile_model(
         if program.target.of_language_model:
             return _compile(program, target, drafts or {}, steps, context, instructions, parsed, force, tell)
         return _compile_module(
-            program, target, pipeline, instructions, force, tell, drafts=drafts, context=context, plan=plan
+            program, target, steps, instructions, force, tell, drafts=drafts, context=context, plan=plan
         )
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
@@ -106,16 +106,20 @@ def _understood(isa: str, pipeline: str | None) -> tuple[ISA, Pipeline | None]:
 
 
 def _compile_module(
-    program: Program, target: Path, pipeline: str | None, isa: ISA, force: bool, tell: Progress, **others: Any
+    program: Program,
+    target: Path,
+    steps: Pipeline | None,
+    isa: ISA,
+    force: bool,
+    tell: Progress,
+    **others: Any,
 ) -> Manifest:
     from specqd.build_module import compile_module
 
     given = next((name for name, value in others.items() if value), None)
     if given is not None:
         raise InputError(f"{program.model.source} is no language model, which alone has the option {given!r}")
-    return compile_module(
-        program, target, isa, pipeline=pipeline, force=force, tell=tell, cache=_library_cache()
-    )
+    return compile_module(program, target, isa, steps=steps, force=force, tell=tell, cache=_library_cache())
 
 
 def _compile(

@@ -10,6 +10,7 @@ from specqd.artifact import Manifest, Refused, save
 
 if TYPE_CHECKING:
     from specqd.codegen.isa import ISA
+    from specqd.passes import Pipeline
     from specqd.program import Program
 
 __all__ = ["DEFAULT_PIPELINE", "compile_module"]
@@ -23,7 +24,7 @@ def compile_module(
     target: Path,
     isa: ISA,
     *,
-    pipeline: str | None,
+    steps: Pipeline | None,
     force: bool,
     tell: Callable[[str, int, int], None],
     cache: Path | None,
@@ -38,7 +39,8 @@ def compile_module(
     from specqd.codegen.general.build import build
     from specqd.passes import Pipeline
 
-    steps = Pipeline.parse(DEFAULT_PIPELINE if pipeline is None else pipeline)
+    if steps is None:
+        steps = Pipeline.parse(DEFAULT_PIPELINE)
     tell("rewriting the graph", 0, 0)
     program = steps(program, tell=tell)
     compiled = build(program, isa, tell, cache)
