@@ -250,6 +250,26 @@ def test_what_follows_a_product_is_done_in_its_kernel(check, rng):
     check(Block(), torch.randn(2, 20, 6, 9, generator=rng))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_activation_follows_the_whole_sum(check, rng, dtype):
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("weight", "square"):
+                self.register_buffer(name, torch.randn(128, 128, generator=rng).to(dtype) / 16)
+            self.register_buffer("bias", torch.randn(128, generator=rng).to(dtype))
+
+        def forward(self, given, x, residual):
+            return (
+                torch.addmm(given, x, self.weight).relu(), torch.addmm(residual, x, self.square, alpha=-2).relu(),
+                F.linear(x, self.weight, self.bias).relu(), (x @ self.square + residual).relu(),
+                torch.addmm(self.bias, x, self.square, beta=0.5) + residual,
+            )  # fmt: skip
+
+    given = [torch.randn(shape, generator=rng).to(dtype) for shape in ((128,), (32, 128), (32, 128))]
+    check(Sums(), *given)
+
+
 def test_attention(check, rng):
     def functions(q, k, v, mask):
         return (

@@ -42,6 +42,10 @@ def ending(node: fx.Node, computed: Callable[[fx.Node], bool], *, through_views:
     """
     residual: fx.Node | None = None
     taken: dict[fx.Node, fx.Node] = {}
+    if (
+        node.meta["val"].dtype is not torch.float32
+    ):  # kernels only have float32, and what follows is of this dtype
+        return Ending(None, None, taken)
     at = node
     while len(at.users) == 1:
         (user,) = at.users

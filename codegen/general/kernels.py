@@ -22,7 +22,7 @@ from specqd.codegen.dense_kernels import (
     pack_gemm,
     to_blocks,
 )
-from specqd.codegen.general.lowering import Lowering
+from specqd.codegen.general.lowering import End, Lowering
 from specqd.codegen.general.values import Value
 
 __all__ = ["blocked", "convolution", "linear", "planes"]
@@ -33,10 +33,12 @@ LEAST = 1 << 18
 FEW = 4
 
 
-def linear(lowering: Lowering, node: fx.Node, x: Value, weight: Value, bias: Value | None) -> Value | None:
+def linear(
+    lowering: Lowering, node: fx.Node | None, x: Value, weight: Value, bias: Value | None
+) -> Value | None:
     """Return `x @ weight + bias`, and what follows it, for `x` `[m, k]` and a constant `weight` `[k, n]`.
 
-    All float32; None for others.
+    All float32; None for others. `node` is the operator whose result this is; None if more is done to the sums first.
     """
     m, k = x.shape
     n = weight.shape[1]
@@ -44,7 +46,7 @@ def linear(lowering: Lowering, node: fx.Node, x: Value, weight: Value, bias: Val
         return None
     if lowering.work(m, n, k) < LEAST or (bias is not None and bias.shape != (n,)):
         return None
-    end = lowering.end(node, through_views=True)
+    end = End() if node is None else lowering.end(node, through_views=True)
     epilogue = Epilogue(bias is not None, end.residual is not None, end.activation)
     spec = GemmSpec(m if isinstance(m, int) else None, n, k, epilogue=epilogue)
     given = [lowering.settle(x), _stored(lowering, weight, "columns", lambda array: pack_gemm(spec, array.T))]

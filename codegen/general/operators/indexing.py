@@ -17,7 +17,7 @@ from specqd.codegen.general.values import Value, i64
 from specqd.codegen.tir import I, bind, tirx
 from specqd.errors import CodegenError
 
-__all__ = ["RULES", "checked"]
+__all__ = ["RULES", "checked", "picked"]
 
 aten = torch.ops.aten
 
@@ -44,28 +44,35 @@ def checked(lowering: Lowering, value: Value, size: Any, *, from_the_end: bool =
     return lowering.launch("positions", [(value.shape, "int64")], emit)[0]
 
 
-def _lookup(lowering: Lowering, node: fx.Node, x: Value, indices: Sequence[Value | None]) -> Value:
-    given = [(d, index) for d, index in enumerate(indices) if index is not None]
-    if any(index.dtype in ("bool", "uint8") for _, index in given):
+def picked(
+    lowering: Lowering, node: fx.Node, x: Value, indices: Sequence[Value | None]
+) -> tuple[tuple[Any, ...], Callable[[Sequence[Any]], list[Any]]]:
+    """Return the shape of what `x[indices]` is, and what turns an index of that into one of `x`."""
+    if any(index is not None and index.dtype in ("bool", "uint8") for index in indices):
         raise CodegenError("how much a mask picks is only known once the data is")
-    x = lowering.ready(x)
-    shape = shape_of(lowering, node)
     metas = [n.meta["val"] for n in node.args[1] if n is not None]
     common = tuple(lowering.sizes(s) for s in torch.broadcast_shapes(*(m.shape for m in metas)))
     where = {
         d: broadcast(lowering, checked(lowering, index, x.shape[d], from_the_end=True), common)
-        for d, index in given
+        for d, index in enumerate(indices)
+        if index is not None
     }
     dims = list(where)
-    adjacent = dims == list(range(dims[0], dims[-1] + 1))
-    first = dims[0] if adjacent else 0
+    first = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
+    rest = [size for d, size in enumerate(x.shape) if d not in where]
 
-    def at(index: Sequence[Any]) -> Any:
-        picked = index[first : first + len(common)]
-        rest = iter([*index[:first], *index[first + len(common) :]])
-        return x.at([where[d].at(picked) if d in where else next(rest) for d in range(len(x.shape))])
+    def place(index: Sequence[Any]) -> list[Any]:
+        those = index[first : first + len(common)]
+        others = iter([*index[:first], *index[first + len(common) :]])
+        return [where[d].at(those) if d in where else next(others) for d in range(len(x.shape))]
 
-    return Value(shape, x.dtype, at, cost=x.cost + 2, simd=x.simd)
+    return (*rest[:first], *common, *rest[first:]), place
+
+
+def _lookup(lowering: Lowering, node: fx.Node, x: Value, indices: Sequence[Value | None]) -> Value:
+    x = lowering.ready(x)
+    shape, place = picked(lowering, node, x, indices)
+    return x.view(shape, lambda index: x.at(place(index)), 2)
 
 
 def _embedding(lowering: Lowering, node: fx.Node, table: Value, index: Value, *_: Any, **__: Any) -> Value:

@@ -77,14 +77,18 @@ def _limited(at: Any, size: Any) -> Any:
 
 def _each(kernel: Kernel, rows: int, width: int, write: Callable[..., None]) -> None:
     """Emit `write(place, row, column)` for a block in registers, a vector at a time."""
-    lanes = min(width, kernel.isa.lanes)
     for r in range(rows):
-        for begin in range(0, width, lanes):
-            if lanes == 1:
-                write(i64(r), r, i64(0))
-                continue
-            with kernel.vector(lanes) as lane:
-                write(lane + (r * width + begin), r, lane + begin)
+        _row(kernel, r, width, write)
+
+
+def _row(kernel: Kernel, r: int, width: int, write: Callable[..., None]) -> None:
+    lanes = min(width, kernel.isa.lanes)
+    for begin in range(0, width, lanes):
+        if lanes == 1:
+            write(i64(r), r, i64(0))
+            continue
+        with kernel.vector(lanes) as lane:
+            write(lane + (r * width + begin), r, lane + begin)
 
 
 def _store(
@@ -102,13 +106,12 @@ def _store(
     """Write the rows and columns of a block that there are."""
 
     def whole() -> None:
-        _rows(
-            kernel,
-            rows,
-            width,
-            left,
-            lambda at, r, c: kernel.store(out, begin + r * n + block * width + c, sums[at]),
-        )
+        def put(at: Any, r: int, column: Any) -> None:
+            kernel.store(out, begin + r * n + block * width + column, sums[at])
+
+        for r in range(rows):
+            with I.If(i64(r) < left), I.Then():
+                _row(kernel, r, width, put)
 
     if isinstance(n, int) and n % width == 0:
         whole()
@@ -122,19 +125,6 @@ def _store(
             _each(kernel, rows, width, lambda at, r, c: I.buffer_store(rest, sums[at], [at]))
             with I.serial(0, tirx.min(i64(rows), left)) as r, I.serial(0, i64(n) - block * width) as i:
                 kernel.store(out, begin + r * n + block * width + i, rest[r * width + i])
-
-
-def _rows(kernel: Kernel, rows: int, width: int, left: Any, write: Callable[..., None]) -> None:
-    """Emit `_each` for the rows of a block that there are."""
-    lanes = min(width, kernel.isa.lanes)
-    for r in range(rows):
-        with I.If(i64(r) < left), I.Then():
-            for begin in range(0, width, lanes):
-                if lanes == 1:
-                    write(i64(r), r, i64(0))
-                    continue
-                with kernel.vector(lanes) as lane:
-                    write(lane + (r * width + begin), r, lane + begin)
 
 
 def _packed(lowering: Lowering, b: Value, width: int) -> Value:
@@ -169,16 +159,15 @@ def _computed(lowering: Lowering, *values: Value) -> list[Value]:
 
 
 def _mm(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
-    dtype = dtype_of(node.meta["val"].dtype)
-    a, b = _computed(lowering, a, b)
+    return converted(_product(lowering, node, *_computed(lowering, a, b)), dtype_of(node.meta["val"].dtype))
+
+
+def _product(lowering: Lowering, node: fx.Node | None, a: Value, b: Value) -> Value:
+    """Multiply matrices of one dtype; `node` is the operator that does no more than that."""
     if (made := linear(lowering, node, a, b, None)) is not None:
-        return converted(made, dtype)
-    found = multiply(lowering, _one(lowering, a), _one(lowering, b))
-    return converted(lowering.reshape(found, found.shape[1:]), dtype)
-
-
-def _one(lowering: Lowering, x: Value) -> Value:
-    return lowering.unsqueezed(x)
+        return made
+    found = multiply(lowering, lowering.unsqueezed(a), lowering.unsqueezed(b))
+    return lowering.reshape(found, found.shape[1:])
 
 
 def _bmm(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
@@ -189,11 +178,11 @@ def _bmm(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
 def _addmm(
     lowering: Lowering, node: fx.Node, bias: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1
 ) -> Value:
+    a, b, bias = _computed(lowering, a, b, bias)
     made = linear(lowering, node, a, b, bias) if alpha == 1 and beta == 1 else None
     if made is not None:
-        return made
-    product_ = _mm(lowering, node, a, b)
-    return _scaled_sum(lowering, node, product_, bias, alpha, beta)
+        return converted(made, dtype_of(node.meta["val"].dtype))
+    return _scaled_sum(lowering, node, _product(lowering, None, a, b), bias, alpha, beta)
 
 
 def _baddbmm(

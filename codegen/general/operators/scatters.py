@@ -12,7 +12,7 @@ from specqd.codegen.general import functions
 from specqd.codegen.general.elementwise import write
 from specqd.codegen.general.kernel import Kernel
 from specqd.codegen.general.lowering import Lowering
-from specqd.codegen.general.operators.indexing import checked
+from specqd.codegen.general.operators.indexing import checked, picked
 from specqd.codegen.general.operators.joining import constant
 from specqd.codegen.general.operators.pointwise import broadcast
 from specqd.codegen.general.reduce import limit
@@ -151,22 +151,7 @@ def _index_put(
     given = [(d, index) for d, index in enumerate(indices) if index is not None]
     if any(index.dtype in ("bool", "uint8") for _, index in given):
         return _masked_put(lowering, node, x, given, values, accumulate)
-    metas = [n.meta["val"] for n in node.args[1] if n is not None]
-    common = tuple(lowering.sizes(s) for s in torch.broadcast_shapes(*(m.shape for m in metas)))
-    where = {
-        d: broadcast(lowering, checked(lowering, index, x.shape[d], from_the_end=True), common)
-        for d, index in given
-    }
-    dims = list(where)
-    first = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
-    rest = [size for d, size in enumerate(x.shape) if d not in where]
-    shape = (*rest[:first], *common, *rest[first:])
-
-    def place(index: Sequence[Any]) -> Sequence[Any]:
-        picked = index[first : first + len(common)]
-        others = iter([*index[:first], *index[first + len(common) :]])
-        return [where[d].at(picked) if d in where else next(others) for d in range(len(x.shape))]
-
+    shape, place = picked(lowering, node, x, indices)
     source = broadcast(lowering, converted(values, x.dtype), shape)
     if x.dtype == "bool" and accumulate:
         raise CodegenError("it accumulates bool")
