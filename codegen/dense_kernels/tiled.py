@@ -12,6 +12,7 @@ from specqd.codegen.dense_kernels.product import Inputs, locate, sum_type
 from specqd.codegen.dense_kernels.spec import ConvSpec, GemmSpec
 from specqd.codegen.dense_kernels.tiles import ROWS, TileProduct
 from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.tiles import release
 from specqd.codegen.kernels.tiling import THREADS
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
 
@@ -91,7 +92,7 @@ def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
                             product.line(sums, first, at, lines.pixels, write)
                         with I.Else():
                             product.line(sums, first, at, lines.last, write)
-            product.release()
+            release()
     return kernel.function(symbol)
 
 
@@ -117,5 +118,5 @@ def tiled_matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
                     product.line(sums, first, at, spec.m % _PIXELS, write)
                 else:
                     product.open_line(sums, first, at, height, write)
-        product.release()
+        release()
     return kernel.function(symbol)

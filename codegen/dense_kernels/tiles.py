@@ -13,8 +13,8 @@ from typing import Any
 
 from specqd.codegen.dense_kernels.layout import OUT
 from specqd.codegen.dense_kernels.product import Inputs, serial
-from specqd.codegen.kernels.tiles import instruction
-from specqd.codegen.tir import I, bind, i32, local, tirx
+from specqd.codegen.kernels.tiles import configure, instruction, row_pieces
+from specqd.codegen.tir import I, bind, i32, tirx
 
 __all__ = ["ROWS", "TileProduct"]
 
@@ -60,16 +60,10 @@ class TileProduct:
 
     def line(self, sums: Any, first: Any, at: Any, pixels: int, write: Write) -> None:
         """Compute blocks from `first` for `pixels` whose inputs begin at word `at`; `sums` has 1024 elements."""
-        pair = 2 * ROWS
-        if pixels >= pair:
-            self._configure((i32(ROWS), i32(ROWS)))
-            with serial(pixels // pair) as p:
-                self._piece(sums, first, at, bind(p * pair), (ROWS, ROWS), write)
-        if pixels % pair:
-            rest = pixels % pair
-            sizes = (ROWS, rest - ROWS) if rest > ROWS else (rest,)
-            self._configure(tuple(map(i32, sizes)))
-            self._piece(sums, first, at, i32(pixels - rest), sizes, write)
+        for start, sizes, repeats in row_pieces(pixels):
+            self._configure(sizes)
+            with serial(repeats) as p:
+                self._piece(sums, first, at, bind(start + p * sum(sizes)), sizes, write)
 
     def open_line(self, sums: Any, first: Any, at: Any, pixels: Any, write: Write) -> None:
         """Compute a line whose length is known when the kernel runs."""
@@ -77,10 +71,6 @@ class TileProduct:
             size = bind(tirx.min(i32(ROWS), pixels - p * ROWS))
             self._configure((size,))
             self._piece(sums, first, at, bind(p * ROWS), (size,), write)
-
-    def release(self) -> None:
-        """Emit the end of a task: the CPU may forget the tiles."""
-        I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.tilerelease"))
 
     def _names(self, height: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
         """Tiles by number: of sums; of inputs and of weights, for whole blocks and for the tail."""
@@ -94,7 +84,7 @@ class TileProduct:
         return sums, inputs, weights
 
     def _configure(self, sizes: tuple[Any, ...]) -> None:
-        """Say what shape each tile has; see the format of LDTILECFG, palette 1."""
+        """Say what shape each tile has."""
         sums, inputs, weights = self._names(len(sizes))
         shapes: dict[int, tuple[Any, int]] = {}
         widths = [w for w in (self.size if self._full else 0, self._tail) if w]
@@ -102,19 +92,8 @@ class TileProduct:
             shapes.update(dict.fromkeys(sums[m], (size, 64)))
             shapes.update({of[m]: (size, 4 * width) for of, width in zip(inputs, widths, strict=True)})
         for of, width in zip(weights, widths, strict=True):
-            shapes.update({tile: (i32(width), 64) for tile in of})
-        config = local(16, "int32")
-        nothing = i32(0), 0
-        for word in range(16):
-            value = i32(1 if word == 0 else 0)
-            if 4 <= word < 8:
-                low, high = (shapes.get(2 * (word - 4) + i, nothing)[1] for i in (0, 1))
-                value = i32(low | high << 16)
-            elif word in (12, 13):
-                rows = [shapes.get(4 * (word - 12) + i, nothing)[0] for i in range(4)]
-                value = rows[0] + rows[1] * i32(1 << 8) + rows[2] * i32(1 << 16) + rows[3] * i32(1 << 24)
-            I.buffer_store(config, value, [word])
-        I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.ldtilecfg", tirx.address_of(config[0])))
+            shapes.update(dict.fromkeys(of, (width, 64)))
+        configure(shapes)
 
     def _piece(self, out: Any, first: Any, at: Any, pixel: Any, sizes: tuple[Any, ...], write: Write) -> None:
         wide = self._wide
