@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specqd.codegen.dense_kernels.layout import OUT
-from specqd.codegen.dense_kernels.product import Inputs, serial
+from specqd.codegen.dense_kernels.product import Operands, serial
 from specqd.codegen.kernels.tiles import configure, instruction, row_pieces
 from specqd.codegen.tir import I, bind, i32, tirx
 
@@ -32,31 +32,17 @@ class TileProduct:
     """Emits the tiles of one product.
 
     Attributes:
-        weight: flat, int32 or int8, in blocks of 16 output channels.
-        words: of inputs of an output channel; `size`, at most 16, of a block; the last may hold fewer.
+        of: with blocks of at most 16 words.
         blocks: of output channels that a task computes.
     """
 
-    dtype: str
-    inputs: Inputs
-    weight: Any
-    taps: tuple[int, int]
-    words: int
-    size: int
+    of: Operands
     blocks: int
-
-    @property
-    def _full(self) -> int:
-        return self.words // self.size
-
-    @property
-    def _tail(self) -> int:
-        return self.words % self.size
 
     @property
     def _wide(self) -> int:
         """Blocks of channels at a time; tiles of another shape for a tail leave room for one."""
-        return 1 if (self._tail and self._full) or self.blocks % 2 else 2
+        return 1 if (self.of.tail and self.of.full) or self.blocks % 2 else 2
 
     def line(self, sums: Any, first: Any, at: Any, pixels: int, write: Write) -> None:
         """Compute blocks from `first` for `pixels` whose inputs begin at word `at`; `sums` has 1024 elements."""
@@ -78,7 +64,7 @@ class TileProduct:
         sums = [[m * wide + j for j in range(wide)] for m in range(height)]
         free = iter(range(height * wide, 8))
         inputs, weights = [], []
-        for _ in range(2 if self._full and self._tail else 1):
+        for _ in range(2 if self.of.full and self.of.tail else 1):
             inputs.append([next(free) for _ in range(height)])
             weights.append([next(free) for _ in range(wide)])
         return sums, inputs, weights
@@ -87,7 +73,7 @@ class TileProduct:
         """Say what shape each tile has."""
         sums, inputs, weights = self._names(len(sizes))
         shapes: dict[int, tuple[Any, int]] = {}
-        widths = [w for w in (self.size if self._full else 0, self._tail) if w]
+        widths = [w for w in (self.of.size if self.of.full else 0, self.of.tail) if w]
         for m, size in enumerate(sizes):
             shapes.update(dict.fromkeys(sums[m], (size, 64)))
             shapes.update({of[m]: (size, 4 * width) for of, width in zip(inputs, widths, strict=True)})
@@ -98,16 +84,16 @@ class TileProduct:
     def _piece(self, out: Any, first: Any, at: Any, pixel: Any, sizes: tuple[Any, ...], write: Write) -> None:
         wide = self._wide
         sums, inputs, weights = self._names(len(sizes))
-        begin = bind(at + pixel * self.inputs.column)
+        begin = bind(at + pixel * self.of.inputs.column)
         with serial(self.blocks // wide) as group:
             block = bind(first + group * wide)
             for tile in (t for of in sums for t in of):
                 instruction("tilezero", tile)
-            if self._full:
-                with serial(self._full) as b:
-                    self._multiply(begin, block, b, self.size, (sums, inputs[0], weights[0]))
-            if self._tail:
-                self._multiply(begin, block, i32(self._full), self._tail, (sums, inputs[-1], weights[-1]))
+            if self.of.full:
+                with serial(self.of.full) as b:
+                    self._multiply(begin, block, b, self.of.size, (sums, inputs[0], weights[0]))
+            if self.of.tail:
+                self._multiply(begin, block, i32(self.of.full), self.of.tail, (sums, inputs[-1], weights[-1]))
             for m, of in enumerate(sums):
                 for j, tile in enumerate(of):
                     instruction("tilestored64", tile, pointer=(out, (m * 2 + j) * ROWS * OUT), stride=64)
@@ -119,16 +105,17 @@ class TileProduct:
 
     def _multiply(self, begin: Any, first: Any, block: Any, words: int, tiles: Any) -> None:
         sums, inputs, weights = tiles
-        x, taps = self.inputs, self.taps[0] * self.taps[1]
-        with serial(self.taps[0]) as h, serial(self.taps[1]) as w:
+        of, x = self.of, self.of.inputs
+        height, width = of.taps
+        with serial(height) as h, serial(width) as w:
             place = bind(begin + block * x.block + h * x.tap_row + w * x.tap_column)
-            line = bind(block * (self.size * taps) + (h * self.taps[1] + w) * words)
+            line = bind(block * (of.size * height * width) + (h * width + w) * words)
             for m, tile in enumerate(inputs):
                 where = (x.buffer, place + m * (ROWS * x.column))
                 instruction("tileloadd64", tile, pointer=where, stride=4 * x.column)
             for j, tile in enumerate(weights):
-                elements = 64 if self.dtype in ("int8", "uint8") else 16
-                at = ((first + j) * (self.words * taps) + line) * elements
-                instruction("tileloadd64", tile, pointer=(self.weight, at), stride=64)
+                elements = OUT * (1 if of.dtype == "bfloat16" else 4)
+                at = ((first + j) * (of.words * height * width) + line) * elements
+                instruction("tileloadd64", tile, pointer=(of.weight, at), stride=64)
                 for m, operand in enumerate(inputs):
-                    instruction(_MULTIPLY[self.dtype], sums[m][j], operand, tile)
+                    instruction(_MULTIPLY[of.dtype], sums[m][j], operand, tile)
