@@ -9,7 +9,7 @@ from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT, blocked_shape, pieces, taps
 from specqd.codegen.dense_kernels.padding import Image
-from specqd.codegen.dense_kernels.product import Product, bands, locate, sum_type, weight_view
+from specqd.codegen.dense_kernels.product import Operands, Product, bands, locate, sum_type, weight_view
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
 from specqd.codegen.dense_kernels.tiling import tiling
 from specqd.codegen.isa.base import ISA
@@ -24,21 +24,23 @@ class Convolution:
     def __init__(self, isa: ISA, spec: ConvSpec) -> None:
         """Open the function and declare them."""
         self.kernel, self.spec = Kernel(isa), spec
-        self.words, self.size = pieces(spec)
-        self.out_blocks, self.taps = -(-spec.out_channels // OUT), taps(spec)
+        words, size = pieces(spec)
+        self.out_blocks, tapped = -(-spec.out_channels // OUT), taps(spec)
         self.image = Image(self.kernel, isa, spec)
-        shape = self.out_blocks, self.words * prod(self.taps), OUT, PER_WORD[spec.dtype]
-        self.weight = self.kernel.argument("weight", shape, *weight_view(spec.dtype))
+        shape = self.out_blocks, words * prod(tapped), OUT, PER_WORD[spec.dtype]
+        weight = self.kernel.argument("weight", shape, *weight_view(spec.dtype))
+        self.operands = Operands(spec.dtype, self.image.inputs, weight, tapped, words, size)
         self.shape = blocked_shape(
             spec.batch, spec.out_channels, spec.out_height, spec.out_width, spec.out_dtype
         )
         self.ending = Ending(self.kernel, isa, spec, self.out_blocks * OUT, self.shape)
         #: threads share the image, not the weights, where that is less to read
-        self.by_band = self.image.batch > self.out_blocks * OUT * self.words * prod(self.taps)
+        self.by_band = self.image.batch > prod(shape[:-1])
 
     def group(self, part: Any, parts: int) -> Any:
         """Return the words before the inputs of one of `parts` parts of the output channels."""
-        return part // (parts // self.spec.groups) * (-(-self.words // self.size) * self.image.block)
+        blocks = self.operands.full + bool(self.operands.tail)
+        return part // (parts // self.spec.groups) * (blocks * self.image.block)
 
     def place(self, batch: Any, channel: Any, pixel: Any) -> Any:
         """Return where an output lies; `pixel` counts row by row."""
@@ -52,9 +54,7 @@ def blocked_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
     kernel, image, out_blocks = made.kernel, made.image, made.out_blocks
     rows, columns = spec.out_height, spec.out_width
     tiles = tiling(isa, rows, columns, out_blocks // spec.groups, spec.groups * spec.batch)
-    product = Product(
-        isa, spec.dtype, image.inputs, made.weight, made.taps, made.words, made.size, columns, tiles
-    )
+    product = Product(isa, made.operands, columns, tiles)
     parts, count = out_blocks // tiles.blocks, -(-rows // tiles.task)
     with kernel.launch():
         image.fill()
@@ -62,7 +62,7 @@ def blocked_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
             batch, band, part = locate(task, count, parts, made.by_band)
             sums = kernel.scratch(product.sums, sum_type(spec.dtype))
             first, top = bind(part * tiles.blocks), bind(band * tiles.task)
-            at = bind(batch * image.batch + top * product.inputs.row + made.group(part, parts))
+            at = bind(batch * image.batch + top * made.operands.inputs.row + made.group(part, parts))
             height = bind(tirx.min(i32(tiles.task), rows - top)) if rows % tiles.task else i32(tiles.task)
             product.task(sums, first, at, bands(rows, tiles.rows, height))
             channels = [bind((first + j) * OUT) for j in range(tiles.blocks)]

@@ -12,6 +12,7 @@ from specqd.codegen.dense_kernels.layout import OUT, pieces
 from specqd.codegen.dense_kernels.packing import pack_activation
 from specqd.codegen.dense_kernels.product import (
     Inputs,
+    Operands,
     Product,
     bands,
     locate,
@@ -32,27 +33,30 @@ class Matrix:
     """The arguments `(x, second, [correction, [scale]], [bias], [residual], out)` and where they lie.
 
     Attributes:
-        weight: of `blocks` blocks for each product of the batch; of a dynamic product in scratch, which `pack` fills.
+        operands: the weight has `blocks` blocks for each product of the batch, those of a dynamic product in
+            scratch, which `pack` fills.
         rows: of each product, perhaps an expression.
     """
 
-    def __init__(self, isa: ISA, spec: GemmSpec) -> None:
-        """Open the function and declare them."""
+    def __init__(self, isa: ISA, spec: GemmSpec, size: int) -> None:
+        """Open the function and declare them; the product takes `size` words of inputs at a time."""
         self.kernel, self.isa, self.spec = Kernel(isa), isa, spec
-        self.words, self.size = pieces(spec)
+        words = pieces(spec)[0]
         self.blocks = -(-spec.n // OUT)
         m = tirx.Var("m", "int64") if spec.m is None else spec.m
         self.rows: Any = tirx.Cast("int32", m) if spec.m is None else spec.m
         lead = (spec.batch,) if spec.dynamic else ()
-        self.x = self.kernel.argument("x", (*lead, m, spec.k), spec.dtype, view_type(spec.dtype))
-        shape: tuple[int, ...] = self.blocks, self.words, OUT, PER_WORD[spec.dtype]
+        x = self.kernel.argument("x", (*lead, m, spec.k), spec.dtype, view_type(spec.dtype))
+        shape: tuple[int, ...] = self.blocks, words, OUT, PER_WORD[spec.dtype]
         if spec.dynamic:
             shape = (spec.batch, *((spec.n, spec.k) if spec.transposed else (spec.k, spec.n)))
-        self.weight = self.kernel.argument("second", shape, *weight_view(spec.dtype))
+        weight = self.kernel.argument("second", shape, *weight_view(spec.dtype))
         self.ending = Ending(self.kernel, isa, spec, self.blocks * OUT, (*lead, m, spec.n))
         if spec.dynamic:
-            self._second = self.weight
-            self.weight = self.kernel.scratch(spec.batch * self.blocks * self.words * OUT, "float32")
+            self._second = weight
+            weight = self.kernel.scratch(spec.batch * self.blocks * words * OUT, "float32")
+        inputs = Inputs(x, block=size, word=1, row=words, column=words)
+        self.operands = Operands(spec.dtype, inputs, weight, (1, 1), words, size)
         #: threads share the rows, not the weights, where that is less to read
         self.by_band = spec.m is not None and spec.m > spec.n
 
@@ -60,7 +64,7 @@ class Matrix:
         """Emit the phase that packs a dynamic second operand."""
         if self.spec.dynamic:
             with self.kernel.phase():
-                pack_activation(self.spec, self.isa, self._second, self.weight)
+                pack_activation(self.spec, self.isa, self._second, self.operands.weight)
 
     @contextmanager
     def tasks(self, parts: int, size: int, high: int) -> Iterator[tuple[Any, Any, Any, Any]]:
@@ -103,11 +107,10 @@ class Matrix:
 
 def matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
     """Return the function."""
-    made = Matrix(isa, spec)
+    made = Matrix(isa, spec, pieces(spec)[1])
     kernel = made.kernel
     tiles = tiling(isa, spec.m, 1, made.blocks, spec.batch)
-    inputs = Inputs(made.x, block=made.size, word=1, row=made.words, column=0)
-    product = Product(isa, spec.dtype, inputs, made.weight, (1, 1), made.words, made.size, 1, tiles)
+    product = Product(isa, made.operands, 1, tiles)
     parts = made.blocks // tiles.blocks
     with kernel.launch():
         made.pack()
@@ -115,7 +118,10 @@ def matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
             sums = kernel.scratch(product.sums, sum_type(spec.dtype))
             first, row = bind(part * tiles.blocks), bind(batch * made.rows + top)
             product.task(
-                sums, first + batch * made.blocks, bind(row * made.words), bands(spec.m, tiles.rows, height)
+                sums,
+                first + batch * made.blocks,
+                bind(row * made.operands.words),
+                bands(spec.m, tiles.rows, height),
             )
             with I.serial(0, height) as r:
                 for j in range(tiles.blocks):

@@ -17,7 +17,17 @@ from specqd.codegen.dense_kernels.tiling import Tiling, passes
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, i32, load, local, splat, store, tirx
 
-__all__ = ["Inputs", "Product", "bands", "locate", "serial", "sum_type", "view_type", "weight_view"]
+__all__ = [
+    "Inputs",
+    "Operands",
+    "Product",
+    "bands",
+    "locate",
+    "serial",
+    "sum_type",
+    "view_type",
+    "weight_view",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,33 @@ class Inputs:
     column: int
     tap_row: int = 0
     tap_column: int = 0
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a product multiplies.
+
+    Attributes:
+        weight: flat, as `weight_view` says, in blocks of 16 output channels.
+        words: of inputs of an output channel; `size` of a block, the last may hold fewer.
+    """
+
+    dtype: str
+    inputs: Inputs
+    weight: Any
+    taps: tuple[int, int]
+    words: int
+    size: int
+
+    @property
+    def full(self) -> int:
+        """Whole blocks of inputs."""
+        return self.words // self.size
+
+    @property
+    def tail(self) -> int:
+        """Words of a last block that is not whole."""
+        return self.words % self.size
 
 
 def view_type(dtype: str) -> str:
@@ -90,18 +127,11 @@ class Product:
     """Emits tasks of one product.
 
     Attributes:
-        weight: flat, float32, int32 (pairs of BF16) or int8, in blocks of 16 output channels.
-        words: of inputs of an output channel; `size` of a block, the last may hold fewer.
         columns: of the output.
     """
 
     isa: ISA
-    dtype: str
-    inputs: Inputs
-    weight: Any
-    taps: tuple[int, int]
-    words: int
-    size: int
+    of: Operands
     columns: int
     tiling: Tiling
 
@@ -115,16 +145,16 @@ class Product:
 
         `pieces` cut the task's rows into tiles: `(rows of a tile, how many tiles, first row)`.
         """
-        full, taps = self.words // self.size, self.taps[0] * self.taps[1]
-        each = passes(full, taps, self.size) if full else 1
-        alone = self.words == each * self.size or not full
+        of, full = self.of, self.of.full
+        each = passes(full, of.taps[0] * of.taps[1], of.size) if full else 1
+        alone = of.words == each * of.size or not full
         if not alone:
             self._clear(sums)
         if full:
             with serial(full // each) as part:
-                self._pass(sums, first, at, pieces, (part * each, each, self.size), alone)
-        if self.words % self.size:
-            self._pass(sums, first, at, pieces, (i32(full), 1, self.words % self.size), alone)
+                self._pass(sums, first, at, pieces, (part * each, each, of.size), alone)
+        if of.tail:
+            self._pass(sums, first, at, pieces, (i32(full), 1, of.tail), alone)
 
     def _clear(self, sums: Any) -> None:
         lanes = self.isa.lanes
@@ -132,7 +162,7 @@ class Product:
             store(sums, s * lanes, self._zero(), lanes)
 
     def _zero(self) -> Any:
-        return splat(tirx.const(0, sum_type(self.dtype)), self.isa.lanes)
+        return splat(tirx.const(0, sum_type(self.of.dtype)), self.isa.lanes)
 
     def _pass(
         self, sums: Any, first: Any, at: Any, pieces: Any, part: tuple[Any, int, int], alone: bool
@@ -158,29 +188,30 @@ class Product:
         alone: bool,
     ) -> None:
         block, blocks, words = part
-        x, taps = self.inputs, self.taps[0] * self.taps[1]
+        of, x = self.of, self.of.inputs
+        taps = of.taps[0] * of.taps[1]
         pixels = [(r, c) for r in range(shape[0]) for c in range(shape[1])]
         width, lanes = self.tiling.blocks * OUT, self.isa.lanes
         origin = bind((corner[0] * self.columns + corner[1]) * width)
-        acc = [local(width, sum_type(self.dtype)) for _ in pixels]
+        acc = [local(width, sum_type(self.of.dtype)) for _ in pixels]
         places = [origin + (r * self.columns + c) * width for r, c in pixels]
         for row, place in zip(acc, places, strict=True):
             for i in range(0, width, lanes):
                 store(row, i, self._zero() if alone else load(sums, place + i, lanes), lanes)
         begin = bind(at + corner[0] * x.row + corner[1] * x.column + block * x.block)
         weights = [
-            bind((first + j) * (self.words * taps) + block * (self.size * taps))
+            bind((first + j) * (of.words * taps) + block * (of.size * taps))
             for j in range(self.tiling.blocks)
         ]
         unroll = next(u for u in (4, 3, 2, 1) if words % u == 0)
         with (
             serial(blocks) as b,
-            serial(self.taps[0]) as h,
-            serial(self.taps[1]) as w,
+            serial(of.taps[0]) as h,
+            serial(of.taps[1]) as w,
             serial(words // unroll) as s,
         ):
             word = bind(begin + b * x.block + h * x.tap_row + w * x.tap_column + s * (unroll * x.word))
-            line = bind((((b * self.taps[0] + h) * self.taps[1] + w) * (words // unroll) + s) * unroll)
+            line = bind((((b * of.taps[0] + h) * of.taps[1] + w) * (words // unroll) + s) * unroll)
             for u in range(unroll):
                 loaded = [self._weights(at_block + line + u) for at_block in weights]
                 for row, (r, c) in zip(acc, pixels, strict=True):
@@ -191,21 +222,21 @@ class Product:
 
     def _weights(self, line: Any) -> list[Any]:
         lanes = self.isa.lanes
-        if sum_type(self.dtype) == "int32":
+        if sum_type(self.of.dtype) == "int32":
             return [
-                bind(load(self.weight, line * (OUT * 4) + v * 4, lanes * 4)) for v in range(0, OUT, lanes)
+                bind(load(self.of.weight, line * (OUT * 4) + v * 4, lanes * 4)) for v in range(0, OUT, lanes)
             ]
-        loaded = [load(self.weight, line * OUT + v, lanes) for v in range(0, OUT, lanes)]
-        return [self.isa.bf16_prepare(w) if self.dtype == "bfloat16" else bind(w) for w in loaded]
+        loaded = [load(self.of.weight, line * OUT + v, lanes) for v in range(0, OUT, lanes)]
+        return [self.isa.bf16_prepare(w) if self.of.dtype == "bfloat16" else bind(w) for w in loaded]
 
     def _add(self, row: Any, loaded: list[list[Any]], word: Any) -> None:
         lanes = self.isa.lanes
-        x = self._input(bind(self.inputs.buffer[word]))
+        x = self._input(bind(self.of.inputs.buffer[word]))
         for i, w in enumerate(w for block in loaded for w in block):
             old = load(row, i * lanes, lanes)
-            if self.dtype == "float32":
+            if self.of.dtype == "float32":
                 new = self.isa.fma(w, x, old)
-            elif self.dtype == "bfloat16":
+            elif self.of.dtype == "bfloat16":
                 new = self.isa.bf16_dot(old, w, x)
             else:
                 new = self.isa.dot_bytes(old, x, w)
@@ -213,13 +244,13 @@ class Product:
 
     def _input(self, word: Any) -> Any:
         lanes = self.isa.lanes
-        if self.dtype == "float32":
+        if self.of.dtype == "float32":
             return bind(splat(word, lanes))
-        if self.dtype == "bfloat16":
+        if self.of.dtype == "bfloat16":
             if self.isa.pairs:
                 return word
             low = tirx.reinterpret("float32", tirx.shift_left(word, i32(16)))
             return bind(low), bind(tirx.reinterpret("float32", tirx.bitwise_and(word, i32(-65536))))
-        if self.dtype == "int8":
+        if self.of.dtype == "int8":
             word = tirx.bitwise_xor(word, i32(-0x7F7F7F80))  # each byte + 128
         return bind(tirx.reinterpret(f"int8x{lanes * 4}", splat(word, lanes)))

@@ -8,10 +8,11 @@ from typing import Any
 from specqd.codegen.dense_kernels.convolution import Convolution
 from specqd.codegen.dense_kernels.layout import OUT
 from specqd.codegen.dense_kernels.matrix import Matrix
-from specqd.codegen.dense_kernels.product import Inputs, locate, sum_type
+from specqd.codegen.dense_kernels.product import locate, sum_type
 from specqd.codegen.dense_kernels.spec import ConvSpec, GemmSpec
 from specqd.codegen.dense_kernels.tiles import ROWS, TileProduct
 from specqd.codegen.isa.base import ISA
+from specqd.codegen.kernels.tiles import release
 from specqd.codegen.kernels.tiling import THREADS
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
 
@@ -57,9 +58,9 @@ def _parts(blocks: int) -> int:
 def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
     """Return the function, as `blocked_convolution` does."""
     made = Convolution(isa, spec)
-    kernel, image, inputs = made.kernel, made.image, made.image.inputs
+    kernel, image, inputs = made.kernel, made.image, made.operands.inputs
     blocks = _parts(made.out_blocks // spec.groups)
-    product = TileProduct(spec.dtype, inputs, made.weight, made.taps, made.words, made.size, blocks)
+    product = TileProduct(made.operands, blocks)
     lines = _Lines.of(spec)
     step = inputs.row if lines.width is None else lines.pixels * inputs.column
     high = max(1, min(_PIXELS // lines.pixels, -(-lines.count // THREADS)))
@@ -91,20 +92,19 @@ def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
                             product.line(sums, first, at, lines.pixels, write)
                         with I.Else():
                             product.line(sums, first, at, lines.last, write)
-            product.release()
+            release()
     return kernel.function(symbol)
 
 
 def tiled_matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
     """Return the function, as `matrix_product` does."""
-    made = Matrix(isa, spec)
+    made = Matrix(isa, spec, ROWS)
     kernel, blocks = made.kernel, _parts(made.blocks)
-    inputs = Inputs(made.x, block=ROWS, word=1, row=0, column=made.words)
-    product = TileProduct(spec.dtype, inputs, made.weight, (1, 1), made.words, ROWS, blocks)
+    product = TileProduct(made.operands, blocks)
     tasks = made.tasks(made.blocks // blocks, _PIXELS, ROWS)
     with kernel.launch(), kernel.phase(), tasks as (_, part, top, height):
         sums = kernel.scratch(_SUMS, sum_type(spec.dtype))
-        first, at = bind(part * blocks), bind(top * made.words)
+        first, at = bind(part * blocks), bind(top * made.operands.words)
 
         def write(pixel: Any, channel: Any, out: Any, out_at: Any) -> None:
             made.write(out, out_at, bind(top + pixel), bind(channel))
@@ -117,5 +117,5 @@ def tiled_matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
                     product.line(sums, first, at, spec.m % _PIXELS, write)
                 else:
                     product.open_line(sums, first, at, height, write)
-        product.release()
+        release()
     return kernel.function(symbol)

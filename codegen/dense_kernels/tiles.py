@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from specqd.codegen.dense_kernels.layout import OUT
-from specqd.codegen.dense_kernels.product import Inputs, serial
-from specqd.codegen.kernels.tiles import instruction
-from specqd.codegen.tir import I, bind, i32, local, tirx
+from specqd.codegen.dense_kernels.product import Operands, serial
+from specqd.codegen.kernels.tiles import configure, instruction, row_pieces
+from specqd.codegen.tir import I, bind, i32, tirx
 
 __all__ = ["ROWS", "TileProduct"]
 
@@ -32,44 +32,24 @@ class TileProduct:
     """Emits the tiles of one product.
 
     Attributes:
-        weight: flat, int32 or int8, in blocks of 16 output channels.
-        words: of inputs of an output channel; `size`, at most 16, of a block; the last may hold fewer.
+        of: with blocks of at most 16 words.
         blocks: of output channels that a task computes.
     """
 
-    dtype: str
-    inputs: Inputs
-    weight: Any
-    taps: tuple[int, int]
-    words: int
-    size: int
+    of: Operands
     blocks: int
-
-    @property
-    def _full(self) -> int:
-        return self.words // self.size
-
-    @property
-    def _tail(self) -> int:
-        return self.words % self.size
 
     @property
     def _wide(self) -> int:
         """Blocks of channels at a time; tiles of another shape for a tail leave room for one."""
-        return 1 if (self._tail and self._full) or self.blocks % 2 else 2
+        return 1 if (self.of.tail and self.of.full) or self.blocks % 2 else 2
 
     def line(self, sums: Any, first: Any, at: Any, pixels: int, write: Write) -> None:
         """Compute blocks from `first` for `pixels` whose inputs begin at word `at`; `sums` has 1024 elements."""
-        pair = 2 * ROWS
-        if pixels >= pair:
-            self._configure((i32(ROWS), i32(ROWS)))
-            with serial(pixels // pair) as p:
-                self._piece(sums, first, at, bind(p * pair), (ROWS, ROWS), write)
-        if pixels % pair:
-            rest = pixels % pair
-            sizes = (ROWS, rest - ROWS) if rest > ROWS else (rest,)
-            self._configure(tuple(map(i32, sizes)))
-            self._piece(sums, first, at, i32(pixels - rest), sizes, write)
+        for start, sizes, repeats in row_pieces(pixels):
+            self._configure(sizes)
+            with serial(repeats) as p:
+                self._piece(sums, first, at, bind(start + p * sum(sizes)), sizes, write)
 
     def open_line(self, sums: Any, first: Any, at: Any, pixels: Any, write: Write) -> None:
         """Compute a line whose length is known when the kernel runs."""
@@ -78,57 +58,42 @@ class TileProduct:
             self._configure((size,))
             self._piece(sums, first, at, bind(p * ROWS), (size,), write)
 
-    def release(self) -> None:
-        """Emit the end of a task: the CPU may forget the tiles."""
-        I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.tilerelease"))
-
     def _names(self, height: int) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
         """Tiles by number: of sums; of inputs and of weights, for whole blocks and for the tail."""
         wide = self._wide
         sums = [[m * wide + j for j in range(wide)] for m in range(height)]
         free = iter(range(height * wide, 8))
         inputs, weights = [], []
-        for _ in range(2 if self._full and self._tail else 1):
+        for _ in range(2 if self.of.full and self.of.tail else 1):
             inputs.append([next(free) for _ in range(height)])
             weights.append([next(free) for _ in range(wide)])
         return sums, inputs, weights
 
     def _configure(self, sizes: tuple[Any, ...]) -> None:
-        """Say what shape each tile has; see the format of LDTILECFG, palette 1."""
+        """Say what shape each tile has."""
         sums, inputs, weights = self._names(len(sizes))
         shapes: dict[int, tuple[Any, int]] = {}
-        widths = [w for w in (self.size if self._full else 0, self._tail) if w]
+        widths = [w for w in (self.of.size if self.of.full else 0, self.of.tail) if w]
         for m, size in enumerate(sizes):
             shapes.update(dict.fromkeys(sums[m], (size, 64)))
             shapes.update({of[m]: (size, 4 * width) for of, width in zip(inputs, widths, strict=True)})
         for of, width in zip(weights, widths, strict=True):
-            shapes.update({tile: (i32(width), 64) for tile in of})
-        config = local(16, "int32")
-        nothing = i32(0), 0
-        for word in range(16):
-            value = i32(1 if word == 0 else 0)
-            if 4 <= word < 8:
-                low, high = (shapes.get(2 * (word - 4) + i, nothing)[1] for i in (0, 1))
-                value = i32(low | high << 16)
-            elif word in (12, 13):
-                rows = [shapes.get(4 * (word - 12) + i, nothing)[0] for i in range(4)]
-                value = rows[0] + rows[1] * i32(1 << 8) + rows[2] * i32(1 << 16) + rows[3] * i32(1 << 24)
-            I.buffer_store(config, value, [word])
-        I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.ldtilecfg", tirx.address_of(config[0])))
+            shapes.update(dict.fromkeys(of, (width, 64)))
+        configure(shapes)
 
     def _piece(self, out: Any, first: Any, at: Any, pixel: Any, sizes: tuple[Any, ...], write: Write) -> None:
         wide = self._wide
         sums, inputs, weights = self._names(len(sizes))
-        begin = bind(at + pixel * self.inputs.column)
+        begin = bind(at + pixel * self.of.inputs.column)
         with serial(self.blocks // wide) as group:
             block = bind(first + group * wide)
             for tile in (t for of in sums for t in of):
                 instruction("tilezero", tile)
-            if self._full:
-                with serial(self._full) as b:
-                    self._multiply(begin, block, b, self.size, (sums, inputs[0], weights[0]))
-            if self._tail:
-                self._multiply(begin, block, i32(self._full), self._tail, (sums, inputs[-1], weights[-1]))
+            if self.of.full:
+                with serial(self.of.full) as b:
+                    self._multiply(begin, block, b, self.of.size, (sums, inputs[0], weights[0]))
+            if self.of.tail:
+                self._multiply(begin, block, i32(self.of.full), self.of.tail, (sums, inputs[-1], weights[-1]))
             for m, of in enumerate(sums):
                 for j, tile in enumerate(of):
                     instruction("tilestored64", tile, pointer=(out, (m * 2 + j) * ROWS * OUT), stride=64)
@@ -140,16 +105,17 @@ class TileProduct:
 
     def _multiply(self, begin: Any, first: Any, block: Any, words: int, tiles: Any) -> None:
         sums, inputs, weights = tiles
-        x, taps = self.inputs, self.taps[0] * self.taps[1]
-        with serial(self.taps[0]) as h, serial(self.taps[1]) as w:
+        of, x = self.of, self.of.inputs
+        height, width = of.taps
+        with serial(height) as h, serial(width) as w:
             place = bind(begin + block * x.block + h * x.tap_row + w * x.tap_column)
-            line = bind(block * (self.size * taps) + (h * self.taps[1] + w) * words)
+            line = bind(block * (of.size * height * width) + (h * width + w) * words)
             for m, tile in enumerate(inputs):
                 where = (x.buffer, place + m * (ROWS * x.column))
                 instruction("tileloadd64", tile, pointer=where, stride=4 * x.column)
             for j, tile in enumerate(weights):
-                elements = 64 if self.dtype in ("int8", "uint8") else 16
-                at = ((first + j) * (self.words * taps) + line) * elements
-                instruction("tileloadd64", tile, pointer=(self.weight, at), stride=64)
+                elements = OUT * (1 if of.dtype == "bfloat16" else 4)
+                at = ((first + j) * (of.words * height * width) + line) * elements
+                instruction("tileloadd64", tile, pointer=(of.weight, at), stride=64)
                 for m, operand in enumerate(inputs):
-                    instruction(_MULTIPLY[self.dtype], sums[m][j], operand, tile)
+                    instruction(_MULTIPLY[of.dtype], sums[m][j], operand, tile)

@@ -7,13 +7,13 @@ rows of the tile hold: bits do not depend on how many rows are computed together
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from specqd.codegen.kernels.tiling import tasks
 from specqd.codegen.tir import I, bind, i32, local, parallel, prefetch, tirx
 
-__all__ = ["INPUTS", "instruction", "tiled"]
+__all__ = ["INPUTS", "configure", "instruction", "release", "row_pieces", "tiled"]
 
 #: input channels of a tile
 INPUTS = 32
@@ -33,21 +33,21 @@ def tiled(
     rows: int, n: int, k: int, x: Any, weight: Any, offset: Any, finish: Finish, phase: Any, space: Any
 ) -> None:
     """Emit one phase computing `x [rows, k] @ weight.T [k, n]`, arguments as `dense` takes them; k is whole tiles."""
-    steps, pieces = k // INPUTS, list(_pieces(rows))
+    steps, pieces = k // INPUTS, list(row_pieces(rows))
     most = _SUMS // max(len(sizes) for _, sizes, _ in pieces)
     with phase():
         for start, count, width in tasks(-(-n // _CHANNELS), 1, most):
             with parallel(count) as task:
                 first = bind(start + task * width)
                 for row, sizes, repeat in pieces:
-                    _configure(sizes)
+                    configure(_shapes(sizes))
                     with I.serial(0, repeat) as t:
                         base = space.simplify(row + space.bound(t, repeat) * sum(sizes))
                         _Piece(first, width, base, sizes, steps).run(x, weight, offset, finish, space)
-                I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.tilerelease"))
+                release()
 
 
-def _pieces(rows: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
+def row_pieces(rows: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
     """Cut rows into `(first row, rows of each tile, repeats)`: pairs of full tiles while there are any."""
     pair = 2 * _ROWS
     if rows >= pair:
@@ -57,20 +57,31 @@ def _pieces(rows: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
         yield rows - rest, (_ROWS, rest - _ROWS) if rest > _ROWS else (rest,), 1
 
 
-def _configure(sizes: tuple[int, ...]) -> None:
-    """Say how many rows each tile has; rows of a tile of sums follow those of its operand."""
-    of_tile = [16] * 8
+def _shapes(sizes: tuple[int, ...]) -> dict[int, tuple[int, int]]:
+    """Say which tiles a piece uses; rows of a tile of sums follow those of its operand, weights take 16."""
     each = _SUMS // len(sizes)
+    shapes = dict.fromkeys(range(8), (16, _STRIDE))
     for m, size in enumerate(sizes):
-        of_tile[m * each : (m + 1) * each] = [size] * each
-        of_tile[_SUMS + m] = size
-    # Palette 1, 64 bytes a row in tiles 0 to 7, then their rows: the 64 bytes that LDTILECFG reads.
-    words = [1, 0, 0, 0, *[_STRIDE | _STRIDE << 16] * 4, *[0] * 4]
-    words += [sum(of_tile[t + i] << 8 * i for i in range(4)) for t in (0, 4)] + [0, 0]
+        shapes.update(dict.fromkeys([*range(m * each, (m + 1) * each), _SUMS + m], (size, _STRIDE)))
+    return shapes
+
+
+def configure(shapes: Mapping[int, tuple[Any, int]]) -> None:
+    """Say of each tile that is used how many rows it has, perhaps an expression, and of how many bytes."""
+    # Palette 1 in byte 0, bytes of a row from 16 on, two a tile, rows from 48 on, one a tile: what LDTILECFG reads.
+    of_tile = [shapes.get(tile, (0, 0)) for tile in range(8)]
+    words: list[Any] = [1, 0, 0, 0]
+    words += [of_tile[t][1] | of_tile[t + 1][1] << 16 for t in range(0, 8, 2)] + [0] * 4
+    words += [sum(of_tile[t + i][0] * (1 << 8 * i) for i in range(4)) for t in (0, 4)] + [0, 0]
     config = local(16, "int32")
     for i, word in enumerate(words):
-        I.buffer_store(config, i32(word), [i])
+        I.buffer_store(config, i32(word) if isinstance(word, int) else word, [i])
     I.evaluate(tirx.call_llvm_intrin("void", "llvm.x86.ldtilecfg", tirx.address_of(config[0])))
+
+
+def release() -> None:
+    """Emit the end of a task's work in tiles: what they hold need not be saved any more."""
+    instruction("tilerelease")
 
 
 class _Piece:
