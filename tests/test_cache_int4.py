@@ -117,7 +117,7 @@ def test_caches_and_attention_say_what_they_round_to_and_from_where(program):  #
     calls = [n for n in made.target.graph.nodes if n.name.startswith("cached")]
     assert [n.args[11:] for n in calls] == [("int4", "int4", None, 32, False)] * 3
     plain = [n.args[11:] for n in INT4(before).program.target.graph.nodes if n.name.startswith("cached")]
-    assert plain == [("int4", "int4")] * 3
+    assert plain == [("int4", "int4", None, 0, False)] * 3
     turned = QuantizeKV(values="int4", rotate=True)(before)
     assert [c.rotated for c in turned.program.caches.values()] == [
         c.value_dim % 8 == 0 for c in before.caches.values()
@@ -407,6 +407,13 @@ def test_what_was_packed_is_fed_again_from_where_all_that_is_read_is_there(artif
         assert again == first[recent][back:30]
         engine.recent.forget(0)  # as who measures time does
         engine.feed("target", [text[17]], 17)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_who_receives_attention_is_told_by_an_observer_alone(choice):
+    """The weights that slots get take as long to compute as attention, so that no other pass may."""
+    made = lowered(CHOICES[choice](attention(Case(key_dim=8, value_dim=8))).program, "target", 1)
+    assert "received" not in {p.kind for p in made.parameters}
 
 
 def test_a_pass_that_recent_blocks_cannot_hold_is_refused():

@@ -26,8 +26,6 @@ from specqd.program import KVCache, Program
 
 __all__ = ["FORMS", "cached_attention", "movers"]
 
-_RECEIVED = 13  # the place of `received` among the arguments of cached_attention
-
 FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
     "bfloat16": (BF16Keys, BF16Values),
     "int8": (INT8Keys, INT8Values),
@@ -42,7 +40,8 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     name = f.env[node.args[3]].removesuffix("_k")
     cache = f.program.caches[name]
     scale, layer, window, softcap, sinks = node.args[6:11]
-    observed = node.args[_RECEIVED:] not in ((), (None,))
+    names = (argument.name for argument in node.target._schema.arguments)
+    observed = dict(zip(names, node.args, strict=False)).get("received") is not None
     shape = Attention(
         f.step.rows,
         q.shape[1],
