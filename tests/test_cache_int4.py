@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accounting import demand_every_block
-from compiled import EXTENDED, RUNNABLE, Compiled, llama, lowered, random_tokens, threads
+from compiled import EXTENDED, NATIVE, RUNNABLE, Compiled, llama, lowered, random_tokens, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_codegen_attention import CASES, Case, attention, tokens
@@ -20,6 +20,7 @@ import specqd
 from specqd.artifact import open_artifact
 from specqd.cache_formats import held, rotated, rotated_back
 from specqd.codegen import library
+from specqd.codegen.lower.attending import movers
 from specqd.errors import CodegenError, ContractError, InputError
 from specqd.manifest import BLOCK
 from specqd.passes import Pipeline
@@ -414,6 +415,11 @@ def test_who_receives_attention_is_told_by_an_observer_alone(choice):
     """The weights that slots get take as long to compute as attention, so that no other pass may."""
     made = lowered(CHOICES[choice](attention(Case(key_dim=8, value_dim=8))).program, "target", 1)
     assert "received" not in {p.kind for p in made.parameters}
+
+
+def test_positions_of_keys_that_are_rounded_together_are_not_moved():
+    with pytest.raises(CodegenError, match="INT4Keys rounds the positions of a block together"):
+        movers(INT4(attention(Case(key_dim=8, value_dim=8))).program, NATIVE)
 
 
 def test_a_pass_that_recent_blocks_cannot_hold_is_refused():

@@ -10,7 +10,7 @@ from torch import fx
 from specqd.cache_formats import signs
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.attention import attention
-from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values
+from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values, by_position
 from specqd.codegen.kernels.cache_int4 import INT4Keys, INT4Values
 from specqd.codegen.kernels.cache_int8 import INT8Keys, INT8Values
 from specqd.codegen.kernels.move import move
@@ -171,4 +171,4 @@ def _write(
         plane = I.bind(cache.layer * a.kv_heads + head)
         table, slot = cache.stand(plane, row)
         block = I.bind(cache.block(plane, table, slot // BLOCK) * form.elements)
-        form.write(buffer, block, I.bind(slot % BLOCK), line)
+        by_position(form).write(buffer, block, I.bind(slot % BLOCK), line)
