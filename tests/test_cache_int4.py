@@ -27,7 +27,7 @@ from specqd.passes import Pipeline
 from specqd.passes.kv.quantize import QuantizeKV
 from specqd.planning.recording import record
 from specqd.program import KVCache, Program
-from specqd.reference import run
+from specqd.reference import new_caches, run
 from specqd.runtime.engine import Engine
 
 INT4 = QuantizeKV(keys="int4", values="int4")
@@ -208,6 +208,18 @@ def test_the_reference_reads_each_position_by_the_distance_of_blocks(recent):
     text = tokens(100)
     got = run(made, made.target, torch.tensor([text]))[0].numpy()
     np.testing.assert_allclose(got, attended(made, case, text, recent), rtol=0, atol=2e-6)
+
+
+def test_values_of_float32_stay_what_they_are_beside_int4_keys():
+    case = Case(key_dim=8, value_dim=6, capacity=40)
+    plain = attention(case)
+    plain.caches["kv"] = replace(plain.caches["kv"], value_dtype="float32")
+    made = QuantizeKV(keys="int4", values="keep")(plain).program
+    text = tokens(40)
+    caches = new_caches(made)
+    run(made, made.target, torch.tensor([text]), caches=caches)
+    values = made.weights["v"][text].view(40, case.kv_heads, case.value_dim).transpose(0, 1)
+    assert torch.equal(caches["kv_v"][0], values)
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------------
