@@ -11,8 +11,8 @@ from specqd import reference
 from specqd.program import Entry, Program
 
 __all__ = [
-    "LINEARS", "Part", "arguments", "cache_of", "calls", "head", "literal", "only_user", "part", "same", "shapes",
-    "weight_of", "weight_uses",
+    "LINEARS", "Part", "arguments", "cache_of", "calls", "changed", "head", "literal", "only_user", "part", "same",
+    "shapes", "weight_of", "weight_uses",
 ]  # fmt: skip
 
 aten, ops = torch.ops.aten, torch.ops.specqd
@@ -36,6 +36,12 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     schema = node.target._schema.arguments
     given = dict(zip((a.name for a in schema), node.args, strict=False))
     return {a.name: a.default_value for a in schema if a.has_default_value()} | given | dict(node.kwargs)
+
+
+def changed(node: fx.Node, **given: Any) -> tuple[Any, ...]:
+    """Return all arguments of an operator call in the schema's order, with those that are given in the place of its."""
+    of_call = arguments(node) | given
+    return tuple(of_call[a.name] for a in node.target._schema.arguments)
 
 
 def cache_of(node: fx.Node) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 import specqd.ops  # noqa: F401  (registers the operators graphs hold)
-from specqd.cache_formats import tensor_dtype
+from specqd.cache_formats import FORMATS, tensor_dtype
 from specqd.errors import InputError
 from specqd.program import Entry, Program
 
@@ -55,15 +55,15 @@ def _seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
 def new_caches(program: Program) -> dict[str, torch.Tensor]:
     """Make zeroed tensors for every placeholder that the program's caches declare, and for what an observer says.
 
-    A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes. One
-    that rounds whole blocks keeps BF16, and what it reads is rounded.
+    A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes. If keys
+    or values are rounded by whole blocks, quantised ones are kept in BF16, and rounded when they are read.
     """
     caches = {}
     for c in program.caches.values():
         parts = (("k", c.key_dim, c.key_dtype), ("v", c.value_dim, c.value_dtype))
         for part, channels, dtype in parts:
             shape = c.layers, c.kv_heads, c.capacity, channels
-            kept = torch.bfloat16 if c.whole_blocks else tensor_dtype(dtype)
+            kept = torch.bfloat16 if c.whole_blocks and FORMATS[dtype].rounded else tensor_dtype(dtype)
             caches[f"{c.name}_{part}"] = torch.zeros(shape, dtype=kept)
         if program.selection:
             caches[f"{c.name}_received"] = torch.zeros(c.layers, c.kv_heads, c.capacity)
@@ -87,8 +87,8 @@ def run(program: Program, entry: Entry, *given: Any, caches: dict[str, torch.Ten
         InputError: a tensor is not what the module's input takes.
     """
     if entry.of_language_model:
-        tokens, positions, held = (*given, None, None)[: max(3, len(given))]
-        given = tuple(_for_language_model(program, entry, tokens, positions, caches or held))
+        named: dict[str, Any] = {} if caches is None else {"caches": caches}
+        given = tuple(_for_language_model(program, entry, *given, **named))
     else:
         demand_fitting(entry, given)
     with torch.no_grad():
@@ -99,8 +99,8 @@ def _for_language_model(
     program: Program,
     entry: Entry,
     tokens: torch.Tensor,
-    positions: torch.Tensor | None,
-    caches: dict[str, torch.Tensor] | None,
+    positions: torch.Tensor | None = None,
+    caches: dict[str, torch.Tensor] | None = None,
 ) -> list[Any]:
     if positions is None:
         positions = torch.arange(tokens.shape[1])[None]

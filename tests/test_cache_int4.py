@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accounting import demand_every_block
-from compiled import EXTENDED, RUNNABLE, Compiled, llama, lowered, random_tokens, threads
+from compiled import EXTENDED, NATIVE, RUNNABLE, Compiled, llama, lowered, random_tokens, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_codegen_attention import CASES, Case, attention, tokens
@@ -20,13 +20,14 @@ import specqd
 from specqd.artifact import open_artifact
 from specqd.cache_formats import held, rotated, rotated_back
 from specqd.codegen import library
+from specqd.codegen.lower.attending import movers
 from specqd.errors import CodegenError, ContractError, InputError
 from specqd.manifest import BLOCK
 from specqd.passes import Pipeline
 from specqd.passes.kv.quantize import QuantizeKV
 from specqd.planning.recording import record
 from specqd.program import KVCache, Program
-from specqd.reference import run
+from specqd.reference import new_caches, run
 from specqd.runtime.engine import Engine
 
 INT4 = QuantizeKV(keys="int4", values="int4")
@@ -117,7 +118,7 @@ def test_caches_and_attention_say_what_they_round_to_and_from_where(program):  #
     calls = [n for n in made.target.graph.nodes if n.name.startswith("cached")]
     assert [n.args[11:] for n in calls] == [("int4", "int4", None, 32, False)] * 3
     plain = [n.args[11:] for n in INT4(before).program.target.graph.nodes if n.name.startswith("cached")]
-    assert plain == [("int4", "int4")] * 3
+    assert plain == [("int4", "int4", None, 0, False)] * 3
     turned = QuantizeKV(values="int4", rotate=True)(before)
     assert [c.rotated for c in turned.program.caches.values()] == [
         c.value_dim % 8 == 0 for c in before.caches.values()
@@ -207,6 +208,18 @@ def test_the_reference_reads_each_position_by_the_distance_of_blocks(recent):
     text = tokens(100)
     got = run(made, made.target, torch.tensor([text]))[0].numpy()
     np.testing.assert_allclose(got, attended(made, case, text, recent), rtol=0, atol=2e-6)
+
+
+def test_values_of_float32_stay_what_they_are_beside_int4_keys():
+    case = Case(key_dim=8, value_dim=6, capacity=40)
+    plain = attention(case)
+    plain.caches["kv"] = replace(plain.caches["kv"], value_dtype="float32")
+    made = QuantizeKV(keys="int4", values="keep")(plain).program
+    text = tokens(40)
+    caches = new_caches(made)
+    run(made, made.target, torch.tensor([text]), caches=caches)
+    values = made.weights["v"][text].view(40, case.kv_heads, case.value_dim).transpose(0, 1)
+    assert torch.equal(caches["kv_v"][0], values)
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------------
@@ -407,6 +420,18 @@ def test_what_was_packed_is_fed_again_from_where_all_that_is_read_is_there(artif
         assert again == first[recent][back:30]
         engine.recent.forget(0)  # as who measures time does
         engine.feed("target", [text[17]], 17)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_who_receives_attention_is_told_by_an_observer_alone(choice):
+    """The weights that slots get take as long to compute as attention, so that no other pass may."""
+    made = lowered(CHOICES[choice](attention(Case(key_dim=8, value_dim=8))).program, "target", 1)
+    assert "received" not in {p.kind for p in made.parameters}
+
+
+def test_positions_of_keys_that_are_rounded_together_are_not_moved():
+    with pytest.raises(CodegenError, match="INT4Keys rounds the positions of a block together"):
+        movers(INT4(attention(Case(key_dim=8, value_dim=8))).program, NATIVE)
 
 
 def test_a_pass_that_recent_blocks_cannot_hold_is_refused():

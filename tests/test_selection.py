@@ -1,5 +1,6 @@
 """What every selection method promises, budgets, and refusals."""
 
+import math
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -12,6 +13,7 @@ from selection_cases import ALL, HEADS, METHODS, observed
 
 from specqd.errors import InputError
 from specqd.selection import Budget, Method, Observed, Uniform, compact, keep, layer_budgets, method
+from specqd.selection.method import best
 
 METHOD = pytest.mark.parametrize("chosen", ALL, ids=str)
 
@@ -81,6 +83,20 @@ def test_of_equal_scores_the_first_slots_stay(name):
     slots = keep(method(name), alike, 12, sinks=2, recent=4)
     expected = [0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 39]
     assert slots.tolist() == [expected, expected]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([math.nan, -math.inf, -1.0, 0.0, 2.0, math.inf]), min_size=1), st.integers(0, 12)
+)
+def test_the_best_are_the_largest_whatever_the_scores(row, count):
+    """A model may overflow: its scores say little then, but there are as many slots to keep as ever."""
+    order = sorted(
+        range(len(row)), key=lambda at: -math.inf if math.isnan(row[at]) else row[at], reverse=True
+    )
+    chosen = best(np.array([row, row[::-1]], np.float32), count)
+    assert chosen.dtype == np.int32
+    assert chosen[0].tolist() == sorted(order[:count])
 
 
 def test_the_running_sum_of_h2o_equals_that_of_one_selection_of_both():

@@ -18,17 +18,27 @@ from typing import Any, ClassVar
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.activations import bf16_bits
 from specqd.codegen.tir import I, bind, f32, i32, load, local, splat, tirx
+from specqd.errors import CodegenError
 from specqd.manifest import BLOCK
 
-__all__ = ["BF16Keys", "BF16Values", "Keys", "Paged", "Recent", "Values", "as_float"]
+__all__ = [
+    "BF16Keys",
+    "BF16Values",
+    "ByPosition",
+    "Keys",
+    "Paged",
+    "Recent",
+    "Values",
+    "as_float",
+    "by_position",
+]
 
 
 @dataclass(frozen=True)
 class _Format(ABC):
     """The form of the keys or values of one head: `channels` of them a position.
 
-    `base` is a block's first element in the buffer, `slot` a position's place in the block. A `line` is a local float32
-    buffer with the channels of one position, and zeros up to a multiple of the lanes.
+    `base` is a block's first element in the buffer, `slot` a position's place in the block.
     """
 
     isa: ISA
@@ -54,11 +64,30 @@ class _Format(ABC):
         return self.channels
 
     @abstractmethod
+    def pack(self, buffer: Any, base: Any, recent: BF16Keys | BF16Values, source: Any, of: Any) -> None:
+        """Write a whole block that begins at `of` in the BF16 buffer `source`."""
+
+    def scales(self, buffer: Any, base: Any, group: Any, slot: int) -> Any:
+        """Load the scales of a group of channels at as many positions from `slot` as there are lanes, if it has any."""
+        return None
+
+
+class ByPosition(_Format):
+    """A form in which a position does not depend on the others of its block, so that it can be written and moved alone.
+
+    A `line` is a local float32 buffer with the channels of one position, and zeros up to a multiple of the lanes.
+    """
+
+    @abstractmethod
     def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
         """Write the line of a position; it may be overwritten meanwhile."""
 
+    @abstractmethod
+    def parts(self) -> list[tuple[int, int, int, int]]:
+        """Say where in a block a position's elements lie: `(first, slots apart, elements apart, how many)` each."""
+
     def pack(self, buffer: Any, base: Any, recent: BF16Keys | BF16Values, source: Any, of: Any) -> None:
-        """Write a whole block that begins at `of` in the BF16 buffer `source`: position by position."""
+        """Write position by position."""
         lanes = self.isa.lanes
         padded = -(-self.channels // lanes) * lanes
         line = local(padded, "float32")
@@ -67,14 +96,6 @@ class _Format(ABC):
         with I.serial(0, BLOCK) as slot:
             recent.read(source, of, slot, line)
             self.write(buffer, base, slot, line)
-
-    @abstractmethod
-    def parts(self) -> list[tuple[int, int, int, int]]:
-        """Say where in a block a position's elements lie: `(first, slots apart, elements apart, how many)` each."""
-
-    def scales(self, buffer: Any, base: Any, group: Any, slot: int) -> Any:
-        """Load the scales of a group of channels at as many positions from `slot` as there are lanes, if it has any."""
-        return None
 
 
 class Keys(_Format):
@@ -98,7 +119,7 @@ class Values(_Format):
         """Load `lanes` channels of one position as float32."""
 
 
-class BF16Keys(Keys):
+class BF16Keys(Keys, ByPosition):
     """A pair of channels in an int32."""
 
     dtype = "int32"
@@ -135,7 +156,7 @@ class BF16Keys(Keys):
         return low, bind(as_float(tirx.bitwise_and(words, splat(i32(-65536), lanes)), lanes))
 
 
-class BF16Values(Values):
+class BF16Values(Values, ByPosition):
     """A channel in an int16."""
 
     dtype = "int16"
@@ -218,6 +239,19 @@ class Recent(Paged):
         """Where block `index` of the sequence with that table lies."""
         # All planes share one table, and before that stands the sequence's number (BlockTables in runtime/blocks.py).
         return plane * self.pool + self.blocks[table - 2] * self.turns + tirx.floormod(index, self.turns)
+
+
+def by_position(form: Keys | Values) -> ByPosition:
+    """Take a form for one whose positions are written and moved alone.
+
+    Raises:
+        CodegenError: it only packs whole blocks.
+    """
+    if not isinstance(form, ByPosition):
+        raise CodegenError(
+            f"{type(form).__name__} rounds the positions of a block together: none is written or moved alone"
+        )
+    return form
 
 
 def as_float(bits: Any, lanes: int) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.activations import bf16_bits
-from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Values, as_float
+from specqd.codegen.kernels.cache import BF16Keys, BF16Values, ByPosition, Keys, Values, as_float
 from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, splat, store, tirx
 from specqd.manifest import BLOCK
 
@@ -29,14 +29,6 @@ class INT4Keys(Keys):
     def elements(self) -> int:
         """Words."""
         return self.pairs * (_WORDS + 2)
-
-    def parts(self) -> list[tuple[int, int, int, int]]:
-        """Positions cannot be moved: their scales are those of a block."""
-        raise NotImplementedError
-
-    def write(self, buffer: Any, base: Any, slot: Any, line: Any) -> None:
-        """Only whole blocks are written: see `pack`."""
-        raise NotImplementedError
 
     def pack(self, buffer: Any, base: Any, recent: BF16Keys | BF16Values, source: Any, of: Any) -> None:
         """Round each channel by its own scale."""
@@ -66,7 +58,7 @@ class INT4Keys(Keys):
         return low, high
 
 
-class INT4Values(Values):
+class INT4Values(Values, ByPosition):
     """Bytes `[16][spans][16]`, of each 32 channels the first 16 in the low bits; then 16 words of scale and zero."""
 
     dtype = "int32"

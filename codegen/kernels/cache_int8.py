@@ -6,7 +6,7 @@ from typing import Any
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.activations import bf16_bits
-from specqd.codegen.kernels.cache import Keys, Values, as_float
+from specqd.codegen.kernels.cache import ByPosition, Keys, Values, as_float
 from specqd.codegen.tir import I, bind, f32, i32, load, splat, store, tirx
 from specqd.manifest import BLOCK
 
@@ -15,7 +15,7 @@ __all__ = ["INT8Keys", "INT8Values", "load_scales", "store_scale"]
 _SCALE_BYTES = 2
 
 
-class INT8Keys(Keys):
+class INT8Keys(Keys, ByPosition):
     """Channels `[2 * pairs][16]`, then 16 scales."""
 
     dtype = "int8"
@@ -49,7 +49,7 @@ class INT8Keys(Keys):
         return load_scales(buffer, base + 2 * self.pairs * BLOCK, slot, self.isa.lanes)
 
 
-class INT8Values(Values):
+class INT8Values(Values, ByPosition):
     """Channels `[16][channels]`, then 16 scales."""
 
     dtype = "int8"

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 
-from specqd.codegen.kernels.cache import Keys, Paged, Values
+from specqd.codegen.kernels.cache import Keys, Paged, Values, by_position
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
 from specqd.manifest import BLOCK
 
@@ -36,7 +36,7 @@ def move(name: str, planes: int, first: int, key_form: Keys, value_form: Values)
             with I.If(source != slot), I.Then():
                 old, new = (bind(cache.block(plane, table, s // BLOCK)) for s in (source, slot))
                 for form, buffer in ((key_form, keys), (value_form, values)):
-                    for begin, apart, step, size in form.parts():
+                    for begin, apart, step, size in by_position(form).parts():
                         into = bind(new * form.elements + begin + slot % BLOCK * apart)
                         out_of = bind(old * form.elements + begin + source % BLOCK * apart)
                         with I.serial(0, size) as i:

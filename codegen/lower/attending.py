@@ -10,7 +10,7 @@ from torch import fx
 from specqd.cache_formats import signs
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.attention import attention
-from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values
+from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values, by_position
 from specqd.codegen.kernels.cache_int4 import INT4Keys, INT4Values
 from specqd.codegen.kernels.cache_int8 import INT8Keys, INT8Values
 from specqd.codegen.kernels.move import move
@@ -26,8 +26,6 @@ from specqd.program import KVCache, Program
 
 __all__ = ["FORMS", "cached_attention", "movers"]
 
-_RECEIVED = 13  # the place of `received` among the arguments of cached_attention
-
 FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
     "bfloat16": (BF16Keys, BF16Values),
     "int8": (INT8Keys, INT8Values),
@@ -42,7 +40,8 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     name = f.env[node.args[3]].removesuffix("_k")
     cache = f.program.caches[name]
     scale, layer, window, softcap, sinks = node.args[6:11]
-    observed = node.args[_RECEIVED:] not in ((), (None,))
+    names = (argument.name for argument in node.target._schema.arguments)
+    observed = dict(zip(names, node.args, strict=False)).get("received") is not None
     shape = Attention(
         f.step.rows,
         q.shape[1],
@@ -172,4 +171,4 @@ def _write(
         plane = I.bind(cache.layer * a.kv_heads + head)
         table, slot = cache.stand(plane, row)
         block = I.bind(cache.block(plane, table, slot // BLOCK) * form.elements)
-        form.write(buffer, block, I.bind(slot % BLOCK), line)
+        by_position(form).write(buffer, block, I.bind(slot % BLOCK), line)

@@ -13,15 +13,13 @@ from specqd.cache_formats import FORMATS
 from specqd.errors import InputError
 from specqd.manifest import BLOCK
 from specqd.passes.contract import Pass, Refusal
-from specqd.passes.match import arguments, cache_of, calls
+from specqd.passes.match import arguments, cache_of, calls, changed
 from specqd.passes.rewrite import replace
 from specqd.program import Entry, KVCache, Program
 
 __all__ = ["QuantizeKV"]
 
 _Dtype = Literal["keep", "int8", "int4"]
-_PLAIN = 11  # arguments of cached_attention before those that say how the cache is quantised
-_RECEIVED = 13  # the place of `received`, before `recent`
 
 
 class QuantizeKV(Pass):
@@ -38,8 +36,8 @@ class QuantizeKV(Pass):
     4. With `rotate`, values of int4 are rotated before, by random signs and a Hadamard transform, and what attention
        makes of them is rotated back (the first step of TurboQuant, arXiv 2504.19874): channels that stand out no longer
        make the steps of all others coarse. Keys have a scale for each channel, and would gain nothing.
-    5. Refused: attention without a cache, a cache that is quantised already, and `int4` of a cache in which something
-       is selected, and a rotation of a number of channels that no 8 divides.
+    5. Refused: attention without a cache, a cache that is quantised already, `int4` of a cache in which something is
+       selected, and a rotation of a number of channels that no 8 divides.
 
     Attributes:
         keys: what keys are rounded to.
@@ -68,7 +66,6 @@ class QuantizeKV(Pass):
                 f"{self.name}: recent={self.recent} is for int4, and {self.keys} and {self.values} are rounded as they "
                 "are written: leave it out"
             )
-
         if self.rotate and self.values != "int4":
             raise InputError(
                 f"{self.name}: rotate is for int4 values, and they are {self.values} here: leave it out"
@@ -133,13 +130,15 @@ class QuantizeKV(Pass):
 
     @staticmethod
     def _rewrite(node: fx.Node, cache: KVCache) -> fx.Node:
-        given = (*node.args[:_PLAIN], *_formats(cache), *node.args[_PLAIN + 2 :])
-        if cache.recent or cache.rotated:
-            given = (*given[:_RECEIVED], None, cache.recent, cache.rotated)
+        of_keys, of_values = _formats(cache)
+        given = changed(
+            node, key_dtype=of_keys, value_dtype=of_values, recent=cache.recent, rotate=cache.rotated
+        )
         made = replace(node, torch.ops.specqd.cached_attention.default, given)
         node.graph.erase_node(node)  # it writes to a cache, so that nobody else dares to
         return made
 
 
-def _formats(cache: KVCache) -> tuple[str, ...]:
-    return tuple(d if FORMATS[d].rounded else "" for d in (cache.key_dtype, cache.value_dtype))
+def _formats(cache: KVCache) -> tuple[str, str]:
+    of_keys, of_values = (d if FORMATS[d].rounded else "" for d in (cache.key_dtype, cache.value_dtype))
+    return of_keys, of_values

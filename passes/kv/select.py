@@ -11,7 +11,7 @@ from torch import fx
 from specqd.errors import InputError
 from specqd.manifest import OBSERVER, Selection
 from specqd.passes.contract import Pass, Refusal
-from specqd.passes.match import arguments, cache_of, calls
+from specqd.passes.match import arguments, cache_of, calls, changed
 from specqd.program import Entry, Program
 from specqd.selection import Budget, Method, method
 
@@ -222,6 +222,5 @@ def _derive_observer(program: Program) -> Iterator[fx.Node]:
         with observer.graph.inserting_after(last):
             received[name] = last = observer.graph.placeholder(f"{name}_received")
     for node in [n for n in observer.graph.nodes if calls(n, ops.cached_attention)]:
-        given = arguments(node) | {"received": received[cache_of(node)]}
-        node.args = tuple(given[argument.name] for argument in node.target._schema.arguments)
+        node.args = changed(node, received=received[cache_of(node)])
         yield node

@@ -7,15 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from specqd.manifest import BLOCK, Manifest, Selection
+from specqd.manifest import BLOCK, LONGEST_PASS, Manifest, Selection
 from specqd.runtime.binding import Memory
 from specqd.runtime.blocks import BlockTables, blocks_for
 from specqd.runtime.observing import Observing
 from specqd.selection import KVCrush, Method, layer_budgets, method
 
 __all__ = ["DraftSelection", "tables_size"]
-
-_MOST_ROWS = 128  # of a pass, which may come before the next selection
 
 
 def tables_size(manifest: Manifest, selection: Selection) -> int:
@@ -26,7 +24,7 @@ def tables_size(manifest: Manifest, selection: Selection) -> int:
 def _size(manifest: Manifest, selection: Selection) -> int:
     shares = method(selection.method, **selection.options).shares
     tokens = max(max(shares(cache.layers, selection.tokens, math.inf)) for cache in manifest.caches.values())
-    return 3 + blocks_for(math.ceil(tokens) + selection.every + _MOST_ROWS)
+    return 3 + blocks_for(math.ceil(tokens) + selection.every + LONGEST_PASS)
 
 
 class DraftSelection:

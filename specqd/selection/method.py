@@ -55,10 +55,14 @@ class Method(ABC):
 
 
 def best(scores: Floats, count: int) -> Ints:
-    """Return int32 [rows, count], ascending: the places of the largest scores of each row; of equal ones the first."""
+    """Return int32 [rows, count], ascending: the places of the largest scores of each row; of equal ones the first.
+
+    NaN counts as -inf.
+    """
     rows, size = scores.shape
     if not 0 < count < size:
         return np.tile(np.arange(min(count, size), dtype=np.int32), (rows, 1))
+    scores = np.fmax(scores, -np.inf)
     least = np.partition(scores, size - count, axis=1)[:, size - count, None]
     above, equal = scores > least, scores == least
     missing = count - above.sum(axis=1, keepdims=True)
