@@ -6,7 +6,7 @@ agreement and KL divergence; needles in unrelated text give retrieval, over the 
 answers. What is done is kept sample by sample: an interrupted run goes on where it was.
 
     python benchmarks/kv_quality.py --texts FILE.jsonl            # SmolLM2; lines with "id" and a long "text"
-    python benchmarks/kv_quality.py --texts FILE.jsonl --quick    # one seed and size, few methods: 5 minutes
+    python benchmarks/kv_quality.py --texts FILE.jsonl --quick    # one seed and size, few methods
 """
 
 from __future__ import annotations

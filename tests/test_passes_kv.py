@@ -204,3 +204,12 @@ def test_a_draft_of_a_draft_is_named_after_itself(program):
     assert names(two, "tiny")[2:4] == ["tiny_kv_k", "tiny_kv_v"]
     assert two.entries["tiny"].derived_from == "draft" and two.chain == ("target", "draft", "tiny")
     assert ShareKV()(two, "tiny").rewrites == 4
+
+
+def test_the_reference_is_given_caches_once(program):
+    made = InsertKVCache(capacity=16)(program).program
+    tokens, caches = torch.zeros(1, 3, dtype=torch.int64), new_caches(made)
+    with pytest.raises(TypeError, match="multiple values for argument 'caches'"):
+        run(made, made.target, tokens, None, new_caches(made), caches=caches)
+    with pytest.raises(TypeError, match="positional arguments"):
+        run(made, made.target, tokens, None, caches, caches)

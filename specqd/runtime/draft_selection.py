@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,24 +42,18 @@ class DraftSelection:
         self._size, self._each = _size(manifest, selection), tables_size(manifest, selection)
         self._method = _of_pages(method(selection.method, **selection.options))
         self._observing = Observing(manifest, selection, self._method, tables, memory)
-        # Of each sequence: which text of it was selected from, blocks of the text in its tables, and int32 [planes] how
-        # many of those each plane's table lacks.
-        self._state: dict[int, tuple[int, int, np.ndarray]] = {}
+        self._states: dict[int, _State] = {}
 
     def begin(self, sequence: int, end: int) -> int | None:
         """Return where the sequence's tables begin in `flat`, made to hold `end` positions; None if it has none."""
-        tables = self._tables
-        if sequence not in self._state or self._state[sequence][0] != tables.texts[sequence]:
+        tables, state, wanted = self._tables, self._states.get(sequence), blocks_for(end)
+        if state is None or state.text != tables.texts[sequence] or wanted > state.most:
             return None
-        text, known, missing = self._state[sequence]
-        wanted = blocks_for(end)
-        if wanted - missing.min() >= self._size:
-            return None
-        if known < wanted:
+        if state.known < wanted:
             mine, planes = self._of(sequence), np.arange(self._planes)
-            for place in range(known, wanted):
-                mine[planes, 1 + place - missing] = tables.block(sequence, place)
-            self._state[sequence] = text, wanted, missing
+            for place in range(state.known, wanted):
+                mine[planes, 1 + place - state.missing] = tables.block(sequence, place)
+            state.known = wanted
         return len(tables.flat) - len(tables.beside) + sequence * self._each
 
     def select(self, sequence: int, length: int, received: np.ndarray) -> None:
@@ -71,7 +66,7 @@ class DraftSelection:
         first, newest = blocks_for(selection.sinks), max(0, length - selection.recent) // BLOCK
         count = selection.tokens // BLOCK - first - (blocks - newest)
         if count < 1 or newest - first <= count:
-            self._state.pop(sequence, None)
+            self._states.pop(sequence, None)
             return
         main = np.array(tables.blocks(sequence)[:blocks], np.int32)
         # A plane that the observer does not see is none of the draft's: what its table lacks does not matter.
@@ -82,7 +77,8 @@ class DraftSelection:
             row = np.concatenate([kept[0], main[chosen], kept[1]], axis=1)
             mine[planes, 0] = missing[planes] * BLOCK
             mine[planes, 1 : 1 + row.shape[1]] = row
-        self._state[sequence] = tables.texts[sequence], blocks, missing
+        most = self._size - 1 + int(missing.min())
+        self._states[sequence] = _State(tables.texts[sequence], blocks, missing, most)
 
     def _of(self, sequence: int) -> np.ndarray:
         """The sequence's tables, int32 `[planes, size]`; what comes before them says how far they are apart."""
@@ -109,6 +105,20 @@ class DraftSelection:
             pages = np.sort(kept.reshape(len(kept), count, BLOCK)[:, :, 0] // BLOCK, axis=1)
             yield slice(begin + here.start, begin + here.stop), pages
             observing.carry(sequence, name, observed)
+
+
+@dataclass
+class _State:
+    """What the tables of a sequence hold.
+
+    `text` of it was selected from, the `known` first blocks of that are there, except as many as `missing`, int32
+    `[planes]`, says; the tables have room for the `most` first ones.
+    """
+
+    text: int
+    known: int
+    missing: np.ndarray
+    most: int
 
 
 def _of_pages(selecting: Method) -> Method:
