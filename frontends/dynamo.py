@@ -68,7 +68,7 @@ def backend(
     """Compile one graph of Dynamo's; torch calls this.
 
     1. Parameters and buffers are bound as they are now; a graph whose weights were changed or replaced since runs in
-       eager torch, with a warning.
+       eager torch, with a warning. Torch does not tell when a tensor made in inference mode is changed.
     2. Sizes that Dynamo leaves open stay open: one compilation serves all lengths.
 
     Raises:
@@ -175,16 +175,20 @@ def _key(program: Program, options: Options) -> str:
     return text.hexdigest()
 
 
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
+
+
 def _guarded(
     gm: fx.GraphModule, run: Callable[..., Any], bound: Mapping[int, Tensor], options: Options
 ) -> Callable[..., Any]:
     """Run what was compiled as long as the weights are those that were bound."""
-    versions = [(at, weight, weight._version) for at, weight in bound.items()]
+    versions = [(at, weight, _version(weight)) for at, weight in bound.items()]
     warned = False
 
     def call(*given: Any) -> Any:
         nonlocal warned
-        if all(given[at] is weight and weight._version == version for at, weight, version in versions):
+        if all(given[at] is weight and _version(weight) == version for at, weight, version in versions):
             return run(*(value for at, value in enumerate(given) if at not in bound))
         changed = (
             "the weights were changed since they were bound; call torch.compiler.reset() to bind them again"

@@ -91,6 +91,26 @@ def test_outputs_that_are_views_of_each_other_lie_as_in_eager_torch(net):
 
 
 @torch.no_grad()
+def test_outputs_that_repeat_elements_repeat_them_in_memory(net):
+    def function(x):
+        return (x + 1)[:, None].expand(3, 5, 4), (x * 2).unfold(1, 2, 1)
+
+    x = torch.randn(3, 4)
+    _, given = counted()
+    for got, wanted in zip(torch.compile(function, **given)(x), function(x), strict=True):
+        torch.testing.assert_close(got, wanted)
+        assert got.stride() == wanted.stride()
+
+
+@torch.inference_mode()
+def test_a_model_made_in_inference_mode():
+    torch._dynamo.reset()
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+    _, given = counted()
+    torch.testing.assert_close(torch.compile(layer, **given)(x), layer(x))
+
+
+@torch.no_grad()
 def test_what_cannot_be_compiled_runs_in_eager_torch_and_says_so(net):
     def function(x):
         return torch.linalg.eigvalsh(x @ x.T)
