@@ -78,6 +78,24 @@ def test_integers_divide_wrap_and_shift_as_in_torch(check):
     check(functions, a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_powers_of_integers_wrap_for_any_exponent(check, dtype):
+    a, b = torch.tensor([2, 3, 1, 0, 7], dtype=dtype), torch.tensor([64, 65, 200, 70, 100], dtype=dtype)
+    check(lambda a, b: (a**b, torch.pow(3, b), a**70, a**2), a, b)
+
+
+def test_comparisons_with_nan_are_not_turned_around(check):
+    def functions(x):
+        y = x.flip(0)
+        return (
+            x == x, x != x, ~(x < y), torch.logical_not(x <= y), (x <= y) | (y < x), (x < 0).logical_or(x >= 0),
+            torch.where(~(x > y), x, y), (x < y) ^ (x >= y), (x < 0) == (y >= 0), (x < 0) != (y >= 0),
+            (x < 0) < (y < 0),
+        )  # fmt: skip
+
+    check(functions, SPECIAL)
+
+
 def test_rounding_is_not_simplified_away(check):
     x = torch.tensor([1.25, torch.inf, torch.nan, -3.7])
     check(lambda x: ((x + 1e8) - 1e8, x * 0.0, x - x, (x * 1e-30) * 1e-30, x / 0.0), x)
