@@ -325,6 +325,16 @@ def test_one_compilation_serves_fifty_lengths(check, rng):
     check(encoder(), lengths[8], others=[(x,) for x in lengths], dynamic=({1: Dim("length", max=64)},))
 
 
+def test_sorting_any_length(check, rng):
+    given = [torch.randint(0, 9, (3, length), generator=rng) for length in (5, 1, 2, 4, 33, 64, 65)]
+    check(
+        lambda x: tuple(x.sort(dim=-1, stable=True)),
+        given[0],
+        others=[(x,) for x in given[1:]],
+        dynamic=({1: Dim("n", max=100)},),
+    )
+
+
 def test_two_dynamic_sizes_and_what_is_computed_from_them(check, rng):
     def functions(x):
         rows, columns = x.shape
