@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from specqd.errors import CaptureError, CodegenError, ContractError, InputError
 from specqd.frontends.dynamo_graph import program_of
 from specqd.program import Program
+from specqd.runtime.cpu import cpu_features
 
 __all__ = ["Build", "Options", "backend", "compiled"]
 
@@ -164,8 +165,10 @@ def _artifact(program: Program, options: Options) -> Callable[..., Any]:
 
 def _key(program: Program, options: Options) -> str:
     from specqd.artifact import specqd_version
+    from specqd.codegen.isa import named
 
-    text = hashlib.sha256(f"{specqd_version()} {torch.__version__} {options.pipeline}".encode())
+    made_by = (specqd_version(), torch.__version__, named("native", cpu_features()).name, options.pipeline)
+    text = hashlib.sha256(str(made_by).encode())
     for node in program.target.graph.nodes:
         text.update(f"{node.format_node()} {node.meta.get('val')}".encode())
     for name, weight in program.weights.items():

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import specqd
+from specqd.codegen.isa import named
 from specqd.errors import InputError
 from specqd.frontends.dynamo import Options, backend
+from specqd.runtime.cpu import cpu_features
 
 
 class Net(nn.Module):
@@ -169,6 +171,20 @@ def test_graphs_are_kept_for_the_next_process(net, tmp_path):
     torch.testing.assert_close(found[0], net(tokens)[0], rtol=1e-4, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == [artifact.name]
     assert (artifact / "lib.so").stat().st_mtime_ns == written
+
+
+@torch.no_grad()
+def test_graphs_are_kept_for_each_kind_of_cpu(monkeypatch, tmp_path):
+    _, given = counted(cache_dir=str(tmp_path))
+    all_of_them = cpu_features()
+    few = frozenset(name for name in all_of_them if not name.startswith(("amx", "avx512")))
+    for features in (all_of_them, few):
+        torch._dynamo.reset()
+        for user in ("specqd.frontends.dynamo", "specqd.build"):
+            monkeypatch.setattr(f"{user}.cpu_features", lambda features=features: features)
+        torch.compile(lambda x: x + 1, **given)(torch.zeros(3))
+    kinds = {named("native", features).name for features in (all_of_them, few)}
+    assert len(list(tmp_path.iterdir())) == len(kinds)
 
 
 @pytest.mark.parametrize(
