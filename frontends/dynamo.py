@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from specqd.errors import CaptureError, CodegenError, ContractError, InputError
 from specqd.frontends.dynamo_graph import program_of
 from specqd.program import Program
+from specqd.runtime.cpu import cpu_features
 
 __all__ = ["Build", "Options", "backend", "compiled"]
 
@@ -68,7 +69,7 @@ def backend(
     """Compile one graph of Dynamo's; torch calls this.
 
     1. Parameters and buffers are bound as they are now; a graph whose weights were changed or replaced since runs in
-       eager torch, with a warning.
+       eager torch, with a warning. Torch does not tell when a tensor made in inference mode is changed.
     2. Sizes that Dynamo leaves open stay open: one compilation serves all lengths.
 
     Raises:
@@ -164,8 +165,10 @@ def _artifact(program: Program, options: Options) -> Callable[..., Any]:
 
 def _key(program: Program, options: Options) -> str:
     from specqd.artifact import specqd_version
+    from specqd.codegen.isa import named
 
-    text = hashlib.sha256(f"{specqd_version()} {torch.__version__} {options.pipeline}".encode())
+    made_by = (specqd_version(), torch.__version__, named("native", cpu_features()).name, options.pipeline)
+    text = hashlib.sha256(str(made_by).encode())
     for node in program.target.graph.nodes:
         text.update(f"{node.format_node()} {node.meta.get('val')}".encode())
     for name, weight in program.weights.items():
@@ -175,16 +178,20 @@ def _key(program: Program, options: Options) -> str:
     return text.hexdigest()
 
 
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
+
+
 def _guarded(
     gm: fx.GraphModule, run: Callable[..., Any], bound: Mapping[int, Tensor], options: Options
 ) -> Callable[..., Any]:
     """Run what was compiled as long as the weights are those that were bound."""
-    versions = [(at, weight, weight._version) for at, weight in bound.items()]
+    versions = [(at, weight, _version(weight)) for at, weight in bound.items()]
     warned = False
 
     def call(*given: Any) -> Any:
         nonlocal warned
-        if all(given[at] is weight and weight._version == version for at, weight, version in versions):
+        if all(given[at] is weight and _version(weight) == version for at, weight, version in versions):
             return run(*(value for at, value in enumerate(given) if at not in bound))
         changed = (
             "the weights were changed since they were bound; call torch.compiler.reset() to bind them again"

@@ -95,7 +95,9 @@ def _strided(found: Tensor, strides: Sequence[int]) -> Tensor:
     """Give a tensor the strides that AOTAutograd takes it to have, and makes views by."""
     if list(found.stride()) == list(strides) or found.numel() < 2:
         return found
-    return torch.empty_strided(found.shape, strides, dtype=found.dtype).copy_(found)
+    # Where steps of zero repeat elements, there is one to be written.
+    once = found[tuple(slice(None) if stride else slice(1) for stride in strides)]
+    return torch.empty_strided(once.shape, strides, dtype=found.dtype).copy_(once).expand(found.shape)
 
 
 def _bind(graph: fx.Graph, placeholders: Sequence[fx.Node], weights: Sequence[Tensor]) -> dict[str, Tensor]:

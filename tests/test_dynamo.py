@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import specqd
+from specqd.codegen.isa import named
 from specqd.errors import InputError
 from specqd.frontends.dynamo import Options, backend
+from specqd.runtime.cpu import cpu_features
 
 
 class Net(nn.Module):
@@ -91,6 +93,26 @@ def test_outputs_that_are_views_of_each_other_lie_as_in_eager_torch(net):
 
 
 @torch.no_grad()
+def test_outputs_that_repeat_elements_repeat_them_in_memory(net):
+    def function(x):
+        return (x + 1)[:, None].expand(3, 5, 4), (x * 2).unfold(1, 2, 1)
+
+    x = torch.randn(3, 4)
+    _, given = counted()
+    for got, wanted in zip(torch.compile(function, **given)(x), function(x), strict=True):
+        torch.testing.assert_close(got, wanted)
+        assert got.stride() == wanted.stride()
+
+
+@torch.inference_mode()
+def test_a_model_made_in_inference_mode():
+    torch._dynamo.reset()
+    layer, x = nn.Linear(4, 4), torch.randn(3, 4)
+    _, given = counted()
+    torch.testing.assert_close(torch.compile(layer, **given)(x), layer(x))
+
+
+@torch.no_grad()
 def test_what_cannot_be_compiled_runs_in_eager_torch_and_says_so(net):
     def function(x):
         return torch.linalg.eigvalsh(x @ x.T)
@@ -149,6 +171,20 @@ def test_graphs_are_kept_for_the_next_process(net, tmp_path):
     torch.testing.assert_close(found[0], net(tokens)[0], rtol=1e-4, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == [artifact.name]
     assert (artifact / "lib.so").stat().st_mtime_ns == written
+
+
+@torch.no_grad()
+def test_graphs_are_kept_for_each_kind_of_cpu(monkeypatch, tmp_path):
+    _, given = counted(cache_dir=str(tmp_path))
+    all_of_them = cpu_features()
+    few = frozenset(name for name in all_of_them if not name.startswith(("amx", "avx512")))
+    for features in (all_of_them, few):
+        torch._dynamo.reset()
+        for user in ("specqd.frontends.dynamo", "specqd.build"):
+            monkeypatch.setattr(f"{user}.cpu_features", lambda features=features: features)
+        torch.compile(lambda x: x + 1, **given)(torch.zeros(3))
+    kinds = {named("native", features).name for features in (all_of_them, few)}
+    assert len(list(tmp_path.iterdir())) == len(kinds)
 
 
 @pytest.mark.parametrize(

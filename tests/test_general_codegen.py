@@ -78,6 +78,24 @@ def test_integers_divide_wrap_and_shift_as_in_torch(check):
     check(functions, a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_powers_of_integers_wrap_for_any_exponent(check, dtype):
+    a, b = torch.tensor([2, 3, 1, 0, 7], dtype=dtype), torch.tensor([64, 65, 200, 70, 100], dtype=dtype)
+    check(lambda a, b: (a**b, torch.pow(3, b), a**70, a**2), a, b)
+
+
+def test_comparisons_with_nan_are_not_turned_around(check):
+    def functions(x):
+        y = x.flip(0)
+        return (
+            x == x, x != x, ~(x < y), torch.logical_not(x <= y), (x <= y) | (y < x), (x < 0).logical_or(x >= 0),
+            torch.where(~(x > y), x, y), (x < y) ^ (x >= y), (x < 0) == (y >= 0), (x < 0) != (y >= 0),
+            (x < 0) < (y < 0),
+        )  # fmt: skip
+
+    check(functions, SPECIAL)
+
+
 def test_rounding_is_not_simplified_away(check):
     x = torch.tensor([1.25, torch.inf, torch.nan, -3.7])
     check(lambda x: ((x + 1e8) - 1e8, x * 0.0, x - x, (x * 1e-30) * 1e-30, x / 0.0), x)
@@ -305,6 +323,16 @@ def encoder():
 def test_one_compilation_serves_fifty_lengths(check, rng):
     lengths = [torch.randint(0, 50, (2, n), generator=rng) for n in range(2, 52)]
     check(encoder(), lengths[8], others=[(x,) for x in lengths], dynamic=({1: Dim("length", max=64)},))
+
+
+def test_sorting_any_length(check, rng):
+    given = [torch.randint(0, 9, (3, length), generator=rng) for length in (5, 1, 2, 4, 33, 64, 65)]
+    check(
+        lambda x: tuple(x.sort(dim=-1, stable=True)),
+        given[0],
+        others=[(x,) for x in given[1:]],
+        dynamic=({1: Dim("n", max=100)},),
+    )
 
 
 def test_two_dynamic_sizes_and_what_is_computed_from_them(check, rng):

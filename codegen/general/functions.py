@@ -8,7 +8,7 @@ from typing import Any
 
 from specqd.codegen import maths
 from specqd.codegen.general.values import const, differ, divide, is_nan, one, zero
-from specqd.codegen.tir import I, bind, f32, intrinsic, tirx
+from specqd.codegen.tir import I, bind, f32, intrinsic, local, tirx
 
 __all__ = [
     "FLOATS",
@@ -146,7 +146,7 @@ def maximum(a: Any, b: Any, dtype: str) -> Any:
         # A maximum gives its second operand when one of them is NaN.
         a = bind(a)
         return tirx.Select(is_nan(a, dtype), a, tirx.max(a, b))
-    return tirx.Or(a, b) if dtype == "bool" else tirx.max(a, b)
+    return tirx.bitwise_or(a, b) if dtype == "bool" else tirx.max(a, b)
 
 
 def minimum(a: Any, b: Any, dtype: str) -> Any:
@@ -154,7 +154,7 @@ def minimum(a: Any, b: Any, dtype: str) -> Any:
     if dtype in FLOATS:
         a = bind(a)
         return tirx.Select(is_nan(a, dtype), a, tirx.min(a, b))
-    return tirx.And(a, b) if dtype == "bool" else tirx.min(a, b)
+    return tirx.bitwise_and(a, b) if dtype == "bool" else tirx.min(a, b)
 
 
 def clamp(x: Any, low: Any, high: Any) -> Any:
@@ -221,8 +221,8 @@ def _signs_differ(rest: Any, b: Any, dtype: str) -> Any:
     )
 
 
-def power(x: Any, exponent: Any, dtype: str) -> tuple[Any, bool]:
-    """`x` to a power, and whether the expression vectorises; `exponent` is a number or an expression."""
+def power(x: Any, exponent: Any, dtype: str) -> Any:
+    """`x` to a power, a number or an expression; exponents of 1, 2, 3, 0.5, -0.5, -1 and -2 vectorise."""
     simple: dict[float, Callable[[Any], Any]] = {
         1: lambda x: x,
         2: lambda x: x * x,
@@ -230,14 +230,12 @@ def power(x: Any, exponent: Any, dtype: str) -> tuple[Any, bool]:
     }
     if isinstance(exponent, int | float):
         if exponent in simple:
-            return simple[exponent](bind(x)), True
+            return simple[exponent](bind(x))
         if dtype in FLOATS and exponent in (0.5, -0.5, -1, -2):
             root = tirx.sqrt(x) if abs(exponent) == 0.5 else x if exponent == -1 else _square(x)
-            return (one(dtype) / root if exponent < 0 else root), True
+            return one(dtype) / root if exponent < 0 else root
         exponent = const(exponent, dtype)
-    if dtype in INTEGERS:
-        return _integer_power(x, exponent, dtype), True
-    return libm("pow", dtype, x, exponent), False
+    return _integer_power(x, exponent, dtype) if dtype in INTEGERS else libm("pow", dtype, x, exponent)
 
 
 def _square(x: Any) -> Any:
@@ -247,23 +245,20 @@ def _square(x: Any) -> Any:
 
 def _integer_power(x: Any, exponent: Any, dtype: str) -> Any:
     """By repeated squaring, which wraps as torch does; below zero only 1 and -1 give anything."""
-    base, left = bind(x), bind(exponent)
-    result: Any = one(dtype)
-    first = base
-    for bit in range(6):
-        odd = tirx.EQ(tirx.bitwise_and(tirx.shift_right(left, const(bit, dtype)), one(dtype)), one(dtype))
-        result = bind(tirx.Select(odd, result * base, result))
-        base = bind(base * base)
-    even = tirx.EQ(tirx.bitwise_and(left, one(dtype)), zero(dtype))
-    units = (
-        tirx.Select(
-            tirx.EQ(first, one(dtype)),
-            one(dtype),
-            tirx.Select(
-                tirx.EQ(first, const(-1, dtype)), tirx.Select(even, one(dtype), const(-1, dtype)), zero(dtype)
-            ),
-        )
-        if dtype != "uint8"
-        else zero(dtype)
+    x, exponent = bind(x), bind(exponent)
+    result, base, left = (local(1, dtype) for _ in range(3))
+    for at, start in ((result, one(dtype)), (base, x), (left, exponent)):
+        I.buffer_store(at, start, [0])
+    with I.serial(0, tirx.max_value(dtype).value.bit_length()):
+        odd = tirx.EQ(tirx.bitwise_and(left[0], one(dtype)), one(dtype))
+        I.buffer_store(result, result[0] * tirx.Select(odd, base[0], one(dtype)), [0])
+        I.buffer_store(base, base[0] * base[0], [0])
+        I.buffer_store(left, tirx.shift_right(left[0], one(dtype)), [0])
+    if dtype == "uint8":
+        return result[0]
+    even = tirx.EQ(tirx.bitwise_and(exponent, one(dtype)), zero(dtype))
+    turned = tirx.Select(even, one(dtype), const(-1, dtype))
+    units = tirx.Select(
+        tirx.EQ(x, one(dtype)), one(dtype), tirx.Select(tirx.EQ(x, const(-1, dtype)), turned, zero(dtype))
     )
-    return tirx.Select(left < zero(dtype), units, result)
+    return tirx.Select(exponent < zero(dtype), units, result[0])

@@ -38,7 +38,14 @@ def _integers_stay(name: str) -> Function:
 
 
 def _compare(function: Function) -> Function:
-    return elementwise(lambda k, a, b: function(a, b), KIND.ALWAYS_BOOL)
+    """Make the rule of `function(dtype, a, b)`; bools are compared as integers, for LLVM does not compare them."""
+
+    def compare(k: str, a: Any, b: Any) -> Any:
+        if k == "bool":
+            k, a, b = "int32", cast(a, k, "int32"), cast(b, k, "int32")
+        return function(k, a, b)
+
+    return elementwise(compare, KIND.ALWAYS_BOOL)
 
 
 # Sums and products of floats are said as one operation of LLVM's: TVM would make `(x + y) - y` `x`, and `x * 0` 0.
@@ -46,7 +53,7 @@ def _compare(function: Function) -> Function:
 
 def _add(k: str, a: Any, b: Any, alpha: Any = 1) -> Any:
     if k == "bool":
-        return tirx.Or(a, b)
+        return tirx.bitwise_or(a, b)
     if k in FLOATS:
         return fma(b, const(alpha, k), a, k)
     return a + (b if alpha == 1 else b * const(alpha, k))
@@ -60,7 +67,7 @@ def _sub(k: str, a: Any, b: Any, alpha: Any = 1) -> Any:
 
 def _mul(k: str, a: Any, b: Any) -> Any:
     if k == "bool":
-        return tirx.And(a, b)
+        return tirx.bitwise_and(a, b)
     folded = any(isinstance(x, tirx.FloatImm) and x.value == 0 for x in (a, b))
     return fma(a, b, const(-0.0, k), k) if folded else a * b
 
@@ -89,21 +96,16 @@ def _power(lowering: Lowering, node: fx.Node, x: Any, exponent: Any) -> Value:
     whole = number is not None and number in (1, 2, 3, 0.5, -0.5, -1, -2)
 
     def function(k: str, a: Any, b: Any) -> Any:
-        return functions.power(a, number if whole else b, k)[0]
+        return functions.power(a, number if whole else b, k)
 
-    simd = (lambda k: k not in FLOATS) if not whole else True
-    return elementwise(function, KIND.BOOL_TO_LONG, simd=simd, cost=2 if whole else 20)(
-        lowering, node, x, exponent
-    )
+    rule = elementwise(function, KIND.BOOL_TO_LONG, simd=whole, cost=2 if whole else 20)
+    return rule(lowering, node, x, exponent)
 
 
 def _where(lowering: Lowering, node: fx.Node, condition: Value, a: Any, b: Any) -> Value:
     meet = dtype_of(node.meta["val"].dtype)
     shape = tuple(lowering.sizes(size) for size in node.meta["val"].shape)
     test = broadcast(lowering, condition, shape)
-
-    def function(k: str, x: Any, y: Any, c: Any) -> Any:
-        return c, x, y
 
     pair = combine(lowering, node, lambda k, x: x, [a], {}, meet, True, 0)
     other = combine(lowering, node, lambda k, x: x, [b], {}, meet, True, 0)
@@ -123,16 +125,19 @@ def _same_value(lowering: Lowering, node: fx.Node, x: Value, *_: Any, **__: Any)
     return x
 
 
-def _bits(function: Function, logical: Function) -> Function:
-    return elementwise(lambda k, a, b: logical(a, b) if k == "bool" else function(a, b))
+# Of bools too, bit by bit: TVM would make `not a < b` `b <= a`, which is not so where one of them is NaN.
+
+
+def _bits(function: Function) -> Function:
+    return elementwise(lambda k, a, b: function(a, b))
+
+
+def _bits_turned(k: str, x: Any) -> Any:
+    return tirx.bitwise_xor(x, const(True, k)) if k == "bool" else tirx.bitwise_not(x)
 
 
 def _logical(function: Function) -> Function:
     return elementwise(lambda k, *xs: function(*(cast(x, k, "bool") for x in xs)), KIND.ALWAYS_BOOL)
-
-
-def _differ(a: Any, b: Any) -> Any:
-    return tirx.any(tirx.all(a, tirx.Not(b)), tirx.all(b, tirx.Not(a)))
 
 
 def _of_integers(function: Function) -> Function:
@@ -140,6 +145,10 @@ def _of_integers(function: Function) -> Function:
     return elementwise(function, simd=False, cost=8)
 
 
+_EQ = _compare(lambda k, a, b: tirx.Not(differ(a, b, k)))
+_NE = _compare(lambda k, a, b: differ(a, b, k))
+_LT, _LE = _compare(lambda k, a, b: a < b), _compare(lambda k, a, b: a <= b)
+_GT, _GE = _compare(lambda k, a, b: a > b), _compare(lambda k, a, b: a >= b)
 _DIV = elementwise(lambda k, a, b: divide(a, b), KIND.INT_TO_FLOAT, cost=2)
 _FLOOR_DIVIDE = _of_integers(lambda k, a, b: functions.floor_divide(a, b, k))
 _TRUNC_DIVIDE = _of_integers(lambda k, a, b: functions.truncated(a, b, k))
@@ -191,28 +200,28 @@ RULES: dict[Any, Function] = {
         lambda k, x: tirx.EQ(tirx.abs(x), const(float("inf"), k)) if k in FLOATS else const(False, "bool"),
         KIND.ALWAYS_BOOL,
     ),
-    aten.eq.Tensor: _compare(tirx.EQ),
-    aten.ne.Tensor: elementwise(lambda k, a, b: differ(a, b, k), KIND.ALWAYS_BOOL),
-    aten.lt.Tensor: _compare(lambda a, b: a < b),
-    aten.le.Tensor: _compare(lambda a, b: a <= b),
-    aten.gt.Tensor: _compare(lambda a, b: a > b),
-    aten.ge.Tensor: _compare(lambda a, b: a >= b),
-    aten.eq.Scalar: _compare(tirx.EQ),
-    aten.ne.Scalar: elementwise(lambda k, a, b: differ(a, b, k), KIND.ALWAYS_BOOL),
-    aten.lt.Scalar: _compare(lambda a, b: a < b),
-    aten.le.Scalar: _compare(lambda a, b: a <= b),
-    aten.gt.Scalar: _compare(lambda a, b: a > b),
-    aten.ge.Scalar: _compare(lambda a, b: a >= b),
-    aten.logical_and.default: _logical(tirx.And),
-    aten.logical_or.default: _logical(tirx.Or),
-    aten.logical_xor.default: _logical(_differ),
-    aten.logical_not.default: _logical(tirx.Not),
-    aten.bitwise_and.Tensor: _bits(tirx.bitwise_and, tirx.And),
-    aten.bitwise_or.Tensor: _bits(tirx.bitwise_or, tirx.Or),
-    aten.bitwise_xor.Tensor: _bits(tirx.bitwise_xor, _differ),
-    aten.bitwise_and.Scalar: _bits(tirx.bitwise_and, tirx.And),
-    aten.bitwise_or.Scalar: _bits(tirx.bitwise_or, tirx.Or),
-    aten.bitwise_not.default: elementwise(lambda k, x: tirx.Not(x) if k == "bool" else tirx.bitwise_not(x)),
+    aten.eq.Tensor: _EQ,
+    aten.ne.Tensor: _NE,
+    aten.lt.Tensor: _LT,
+    aten.le.Tensor: _LE,
+    aten.gt.Tensor: _GT,
+    aten.ge.Tensor: _GE,
+    aten.eq.Scalar: _EQ,
+    aten.ne.Scalar: _NE,
+    aten.lt.Scalar: _LT,
+    aten.le.Scalar: _LE,
+    aten.gt.Scalar: _GT,
+    aten.ge.Scalar: _GE,
+    aten.logical_and.default: _logical(tirx.bitwise_and),
+    aten.logical_or.default: _logical(tirx.bitwise_or),
+    aten.logical_xor.default: _logical(tirx.bitwise_xor),
+    aten.logical_not.default: _logical(lambda x: _bits_turned("bool", x)),
+    aten.bitwise_and.Tensor: _bits(tirx.bitwise_and),
+    aten.bitwise_or.Tensor: _bits(tirx.bitwise_or),
+    aten.bitwise_xor.Tensor: _bits(tirx.bitwise_xor),
+    aten.bitwise_and.Scalar: _bits(tirx.bitwise_and),
+    aten.bitwise_or.Scalar: _bits(tirx.bitwise_or),
+    aten.bitwise_not.default: elementwise(_bits_turned),
     aten.maximum.default: elementwise(lambda k, a, b: functions.maximum(a, b, k), cost=2),
     aten.minimum.default: elementwise(lambda k, a, b: functions.minimum(a, b, k), cost=2),
     aten.clamp.default: elementwise(_clamp),

@@ -30,22 +30,21 @@ __all__ = ["RULES"]
 aten = torch.ops.aten
 
 
+# What an operator is told of `keepdim` is what its result's shape says.
+
+
 def _finish(lowering: Lowering, node: fx.Node, x: Value) -> Value:
     """Drop the folded dimensions as the operator does, and give the result its dtype."""
     shape, dtype = shape_of(lowering, node), dtype_of(node.meta["val"].dtype)
     return converted(x if x.shape == shape else lowering.reshape(x, shape), dtype)
 
 
-def _sum(
-    lowering: Lowering, node: fx.Node, x: Value, dims: Any = None, keepdim: bool = False, **_: Any
-) -> Value:
+def _sum(lowering: Lowering, node: fx.Node, x: Value, dims: Any = None, *_: Any, **__: Any) -> Value:
     meet = meeting(dtype_of(node.meta["val"].dtype))
     return _finish(lowering, node, total(lowering, converted(x, meet), dimensions(dims, len(x.shape))))
 
 
-def _mean(
-    lowering: Lowering, node: fx.Node, x: Value, dims: Any = None, keepdim: bool = False, **_: Any
-) -> Value:
+def _mean(lowering: Lowering, node: fx.Node, x: Value, dims: Any = None, *_: Any, **__: Any) -> Value:
     meet = meeting(dtype_of(node.meta["val"].dtype))
     dims = dimensions(dims, len(x.shape))
     if x.blocks is not None and x.dtype == meet and sorted(dims) == [2, 3]:
@@ -87,7 +86,7 @@ def _truth(*, every: bool) -> Callable[..., Value]:
 
 
 def _with_places(*, largest: bool) -> Callable[..., Any]:
-    def rule(lowering: Lowering, node: fx.Node, x: Value, dim: int, keepdim: bool = False) -> Any:
+    def rule(lowering: Lowering, node: fx.Node, x: Value, dim: int, *_: Any, **__: Any) -> Any:
         if not x.shape:
             return x, Value((), "int64", lambda _: i64(0))
         found = places(lowering, converted(x, meeting(x.dtype)), dim % len(x.shape), largest=largest)
@@ -99,40 +98,28 @@ def _with_places(*, largest: bool) -> Callable[..., Any]:
 
 
 def _argument(*, largest: bool) -> Callable[..., Value]:
-    def rule(lowering: Lowering, node: fx.Node, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    def rule(lowering: Lowering, node: fx.Node, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
         x = converted(x, meeting(x.dtype))
         if dim is None or not x.shape:
             x, dim = lowering.reshape(x, (product(x.shape),)), 0
-        _, where = places(lowering, x, dim % len(x.shape), largest=largest)
+        where = places(lowering, x, dim % len(x.shape), largest=largest)[1]
         return _finish(lowering, node, where)
 
     return rule
 
 
 def _variance(
-    lowering: Lowering,
-    node: fx.Node,
-    x: Value,
-    dims: Any = None,
-    *,
-    correction: Any = 1,
-    keepdim: bool = False,
+    lowering: Lowering, node: fx.Node, x: Value, dims: Any = None, *, correction: Any = 1, **_: Any
 ) -> Value:
     return _finish(lowering, node, variance(lowering, x, dims, correction)[0])
 
 
 def _variance_and_mean(
-    lowering: Lowering,
-    node: fx.Node,
-    x: Value,
-    dims: Any = None,
-    *,
-    correction: Any = 1,
-    keepdim: bool = False,
-) -> tuple[Value, Value]:
+    lowering: Lowering, node: fx.Node, x: Value, dims: Any = None, *, correction: Any = 1, **_: Any
+) -> tuple[Value, ...]:
     shape = tuple(lowering.sizes(size) for size in node.meta["val"][0].shape)
     found = variance(lowering, x, dims, correction)
-    return tuple(converted(v if v.shape == shape else lowering.reshape(v, shape), x.dtype) for v in found)  # type: ignore[return-value]
+    return tuple(converted(v if v.shape == shape else lowering.reshape(v, shape), x.dtype) for v in found)
 
 
 RULES: dict[Any, Callable[..., Any]] = {

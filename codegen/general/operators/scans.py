@@ -13,7 +13,7 @@ from specqd.codegen.general.lowering import Lowering
 from specqd.codegen.general.operators.pointwise import dtype_of
 from specqd.codegen.general.reduce import before, meeting
 from specqd.codegen.general.values import Value, converted, flat, i64, one, position, product, zero
-from specqd.codegen.tir import I, bind, local, tirx
+from specqd.codegen.tir import I, bind, intrinsic, local, tirx
 
 __all__ = ["RULES"]
 
@@ -91,7 +91,7 @@ def order(lowering: Lowering, x: Value, dim: int, *, descending: bool) -> Value:
     NaN counts as the largest. A bottom-up merge sort: each level merges runs of one half of a buffer into the other.
     """
     rest, n = _rows(x, dim), x.shape[dim]
-    levels = max(n - 1, 0).bit_length() if isinstance(n, int) else 24
+    levels = _bit_length(max(n - 1, 0) if isinstance(n, int) else tirx.max(n - 1, i64(0)))
     shape = (product(rest), 2, n)
 
     def emit(kernel: Kernel, out: Any, runs: Any) -> None:
@@ -106,11 +106,17 @@ def order(lowering: Lowering, x: Value, dim: int, *, descending: bool) -> Value:
                 begin = bind(row * 2 * n + tirx.bitwise_and(level, i64(1)) * n)
                 other = bind(row * 2 * n + (i64(1) - tirx.bitwise_and(level, i64(1))) * n)
                 _merge(kernel, x, at, dim, runs, begin, other, tirx.shift_left(i64(1), level), n, descending)
-            last = row * 2 * n + (levels % 2) * n
+            last = row * 2 * n + tirx.bitwise_and(levels, i64(1)) * n
             with kernel.serial(n) as i:
                 kernel.store(out, flat([*at[:dim], i, *at[dim:]], x.shape), kernel.fetch(runs, last + i))
 
     return lowering.launch("sort", [(x.shape, "int64"), (shape, "int64")], emit)[0]
+
+
+def _bit_length(value: Any) -> Any:
+    if isinstance(value, int):
+        return i64(value.bit_length())
+    return i64(64) - intrinsic("int64", "llvm.ctlz", value, tirx.const(False, "bool"))
 
 
 def _merge(
