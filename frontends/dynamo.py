@@ -170,12 +170,19 @@ def _key(program: Program, options: Options) -> str:
     made_by = (specqd_version(), torch.__version__, named("native", cpu_features()).name, options.pipeline)
     text = hashlib.sha256(str(made_by).encode())
     for node in program.target.graph.nodes:
-        text.update(f"{node.format_node()} {node.meta.get('val')}".encode())
+        value = node.meta.get("val")
+        text.update(f"{node.format_node()} {value} {_ranges(value)}".encode())
     for name, weight in program.weights.items():
         text.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         text.update(weight.detach().contiguous().view(torch.uint8).numpy().tobytes() if weight.dim() else b"")
         text.update(str(weight.item()).encode() if not weight.dim() else b"")
     return text.hexdigest()
+
+
+def _ranges(value: Any) -> list[str]:
+    """The limits of the sizes of a tensor that are left open: two graphs may differ in nothing else."""
+    sizes = value.shape if isinstance(value, Tensor) else ()
+    return [str(s.node.shape_env.bound_sympy(s.node.expr)) for s in sizes if isinstance(s, torch.SymInt)]
 
 
 def _version(weight: Tensor) -> int:

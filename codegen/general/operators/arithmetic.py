@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +80,8 @@ def _div_mode(lowering: Lowering, node: fx.Node, a: Any, b: Any, rounding_mode: 
 
 
 def _clamp(k: str, x: Any, min: Any = None, max: Any = None) -> Any:
+    if any(isinstance(bound, tirx.FloatImm) and math.isnan(bound.value) for bound in (min, max)):
+        return const(math.nan, k)
     low, high = (const(v, k) if isinstance(v, float | int) else v for v in (min, max))
     return functions.clamp(x, low, high)
 
