@@ -13,8 +13,9 @@ from dense_cases import SAMPLED_KINDS, Run, run_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specqd.codegen.dense_kernels import ConvSpec, Epilogue, Requantise
+from specqd.codegen.dense_kernels import ConvSpec, Epilogue, Requantise, conv2d, pack_conv
 from specqd.codegen.dense_kernels.spec import ACTIVATIONS
+from specqd.codegen.isa import TABLE
 from specqd.errors import CodegenError, InputError
 
 TYPES = [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
@@ -129,6 +130,15 @@ BASE = ConvSpec(1, 8, 5, 5, 8)
         ({"dtype": "float16"}, "no kernel makes float32 of float16"),
         ({"out_dtype": "int8"}, "no kernel makes int8 of float32"),
         ({"dtype": "int8", "out_dtype": "int32", "epilogue": Epilogue(bias=True)}, "take no bias"),
+        ({"zero": 1}, "float32 inputs have no value 1"),
+        ({"dtype": "bfloat16", "zero": 1}, "bfloat16 inputs have no value 1"),
+        ({"dtype": "uint8", "zero": -1}, "uint8 inputs have no value -1"),
+        ({"dtype": "int8", "zero": 128}, "int8 inputs have no value 128"),
+        ({"dtype": "uint8", "out_dtype": "int8", "requantise": Requantise(0.0)}, "gives no int8 outputs"),
+        (
+            {"dtype": "uint8", "out_dtype": "uint8", "requantise": Requantise(1.0, 256)},
+            "gives no uint8 outputs",
+        ),
     ],
 )
 def test_specs_that_make_no_sense_are_refused(change: dict[str, Any], said: str) -> None:
@@ -142,15 +152,10 @@ def test_unknown_activations_list_the_known() -> None:
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    from specqd.codegen.dense_kernels import pack_conv
-
     with pytest.raises(InputError, match=r"is \(8, 4, 1, 1\), and the convolution wants \(8, 8, 1, 1\)"):
         pack_conv(BASE, np.zeros((8, 4, 1, 1), np.float32))
 
 
 def test_planes_of_groups_are_refused() -> None:
-    from specqd.codegen.dense_kernels import conv2d
-    from specqd.codegen.isa import TABLE
-
     with pytest.raises(CodegenError, match="convert its input first"):
         conv2d(replace(BASE, groups=8, planes=True), TABLE["generic"])
