@@ -12,6 +12,7 @@ from compiled import RUNNABLE
 from dense_cases import SAMPLED_KINDS, Run, run_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm.script.ir_builder import IRBuilder
 
 from specqd.codegen.dense_kernels import ConvSpec, Epilogue, Requantise, conv2d, pack_conv
 from specqd.codegen.dense_kernels.spec import ACTIVATIONS
@@ -154,6 +155,21 @@ def test_unknown_activations_list_the_known() -> None:
 def test_weights_of_another_shape_are_refused() -> None:
     with pytest.raises(InputError, match=r"is \(8, 4, 1, 1\), and the convolution wants \(8, 8, 1, 1\)"):
         pack_conv(BASE, np.zeros((8, 4, 1, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"out_channels": 1 << 27}, "out has 3355443200 elements"),
+        ({"padding": (40000,) * 4, "stride": (9000, 9000)}, "memory of a kernel has 102412800400 elements"),
+    ],
+)
+def test_what_cannot_be_indexed_is_refused_and_leaves_no_builder_open(
+    change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(CodegenError, match=said):
+        conv2d(replace(BASE, **change), TABLE["generic"])
+    assert not IRBuilder.is_in_scope()
 
 
 def test_planes_of_groups_are_refused() -> None:
