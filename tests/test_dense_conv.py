@@ -107,6 +107,17 @@ def test_every_instruction_set(isa: str, dtype: str, rng: torch.Generator) -> No
         check(spec, run_conv(spec, isa, rng))
 
 
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_lanes_take_inputs_as_far_from_zero_as_there_are(isa: str, rng: torch.Generator) -> None:
+    spec = ConvSpec(
+        1, 24, 5, 9, 24, (3, 3), padding=(1, 1, 1, 1), groups=24, dtype="uint8", out_dtype="int32"
+    )
+    x = torch.randint(0, 2, (1, 24, 5, 9), generator=rng).float() * 255
+    check(replace(spec, zero=255), run_conv(replace(spec, zero=255), isa, rng, x))
+    signed = replace(spec, dtype="int8", zero=-128)
+    check(signed, run_conv(signed, isa, rng, x - 128))
+
+
 @pytest.mark.parametrize("channels", [24, 48])
 def test_what_is_no_number_stays_in_its_group(channels: int, rng: torch.Generator) -> None:
     spec = ConvSpec(1, channels, 9, 11, 24, (3, 3), padding=(1, 1, 1, 1), groups=24)
