@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from typing import Literal, get_args
 
 from specqd.errors import InputError
 
@@ -158,7 +158,7 @@ def _demand_kinds(spec: ConvSpec | GemmSpec) -> None:
     dtype, out_dtype = spec.dtype, spec.out_dtype
     integer = dtype in RANGE
     allowed = ("int32", "float32", "uint8", "int8") if integer else ("float32", "bfloat16")
-    if dtype not in PER_WORD or dtype == "int32" or out_dtype not in allowed:
+    if dtype not in get_args(Input) or out_dtype not in allowed:
         raise InputError(f"no kernel makes {out_dtype} of {dtype}: outputs are {', '.join(allowed)}")
     if out_dtype == "int32" and spec.epilogue != Epilogue():
         raise InputError("int32 outputs are sums as they are: they take no bias, residual or activation")
