@@ -26,6 +26,7 @@ from specqd.codegen.dense_kernels import (
     pack_conv,
     pack_gemm,
 )
+from specqd.codegen.dense_kernels.spec import RANGE
 from specqd.codegen.isa import TABLE
 from specqd.codegen.library import machine_code
 from specqd.runtime.library import tensor
@@ -47,8 +48,6 @@ SAMPLED_KINDS = [
     pytest.param(isa, dtype, marks=() if isa == "amx" or (isa, dtype) in _SAMPLE else EXTENDED)
     for isa, dtype in KINDS
 ]
-
-_LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,11 @@ class _Call:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         spec, count = self.spec, sums.shape[channels.index(-1) if len(channels) > 1 else -1]
         arguments, value = [x, second], sums
-        if spec.dtype in _LIMITS:
+        if spec.dtype in RANGE:
             arguments.append(corrections(spec, weight.to(torch.int8).numpy(), self.isa))
             if spec.out_dtype != "int32":
-                scale = torch.rand(count, generator=self.rng) * 2e-3 + 1e-3
+                # Real values of a few units, or nearly all outputs of integers would be saturated.
+                scale = (torch.rand(count, generator=self.rng) * 2 + 1) / (sums.abs().mean().float() + 1)
                 arguments.append(pack_channels(scale.numpy()))
                 value = value * scale.double().reshape(channels)
         if spec.epilogue.bias:
@@ -162,15 +162,15 @@ class _Call:
         return list(zip(arguments, [*kinds, *rest], strict=True))
 
     def _real(self, stored: torch.Tensor) -> torch.Tensor:
-        if self.spec.out_dtype in _LIMITS:
+        if self.spec.out_dtype in RANGE:
             return (stored.double() - self.spec.requantise.zero) * self.spec.requantise.scale
         return stored.double()
 
     def _exact(self, value: torch.Tensor) -> torch.Tensor:
-        if self.spec.out_dtype not in _LIMITS:
+        if self.spec.out_dtype not in RANGE:
             return value
         whole = (value / self.spec.requantise.scale).round() + self.spec.requantise.zero
-        return whole.clip(*_LIMITS[self.spec.out_dtype])
+        return whole.clip(*RANGE[self.spec.out_dtype])
 
 
 _ACTIVATIONS: dict[str | None, Any] = {
@@ -198,8 +198,8 @@ def _numpy(dtype: str) -> str:
 
 def _random(shape: Any, dtype: str, rng: torch.Generator) -> torch.Tensor:
     """Random values that `dtype` holds, as float32."""
-    if dtype in _LIMITS:
-        low, high = _LIMITS[dtype]
+    if dtype in RANGE:
+        low, high = RANGE[dtype]
         return torch.randint(low, high + 1, tuple(shape), generator=rng).float()
     values = torch.randn(tuple(shape), generator=rng)
     return values.bfloat16().float() if dtype == "bfloat16" else values

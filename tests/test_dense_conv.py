@@ -12,9 +12,11 @@ from compiled import RUNNABLE
 from dense_cases import SAMPLED_KINDS, Run, run_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm.script.ir_builder import IRBuilder
 
-from specqd.codegen.dense_kernels import ConvSpec, Epilogue, Requantise
+from specqd.codegen.dense_kernels import ConvSpec, Epilogue, Requantise, conv2d, pack_conv
 from specqd.codegen.dense_kernels.spec import ACTIVATIONS
+from specqd.codegen.isa import TABLE
 from specqd.errors import CodegenError, InputError
 
 TYPES = [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
@@ -105,6 +107,17 @@ def test_every_instruction_set(isa: str, dtype: str, rng: torch.Generator) -> No
         check(spec, run_conv(spec, isa, rng))
 
 
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_lanes_take_inputs_as_far_from_zero_as_there_are(isa: str, rng: torch.Generator) -> None:
+    spec = ConvSpec(
+        1, 24, 5, 9, 24, (3, 3), padding=(1, 1, 1, 1), groups=24, dtype="uint8", out_dtype="int32"
+    )
+    x = torch.randint(0, 2, (1, 24, 5, 9), generator=rng).float() * 255
+    check(replace(spec, zero=255), run_conv(replace(spec, zero=255), isa, rng, x))
+    signed = replace(spec, dtype="int8", zero=-128)
+    check(signed, run_conv(signed, isa, rng, x - 128))
+
+
 @pytest.mark.parametrize("channels", [24, 48])
 def test_what_is_no_number_stays_in_its_group(channels: int, rng: torch.Generator) -> None:
     spec = ConvSpec(1, channels, 9, 11, 24, (3, 3), padding=(1, 1, 1, 1), groups=24)
@@ -129,6 +142,15 @@ BASE = ConvSpec(1, 8, 5, 5, 8)
         ({"dtype": "float16"}, "no kernel makes float32 of float16"),
         ({"out_dtype": "int8"}, "no kernel makes int8 of float32"),
         ({"dtype": "int8", "out_dtype": "int32", "epilogue": Epilogue(bias=True)}, "take no bias"),
+        ({"zero": 1}, "float32 inputs have no value 1"),
+        ({"dtype": "bfloat16", "zero": 1}, "bfloat16 inputs have no value 1"),
+        ({"dtype": "uint8", "zero": -1}, "uint8 inputs have no value -1"),
+        ({"dtype": "int8", "zero": 128}, "int8 inputs have no value 128"),
+        ({"dtype": "uint8", "out_dtype": "int8", "requantise": Requantise(0.0)}, "gives no int8 outputs"),
+        (
+            {"dtype": "uint8", "out_dtype": "uint8", "requantise": Requantise(1.0, 256)},
+            "gives no uint8 outputs",
+        ),
     ],
 )
 def test_specs_that_make_no_sense_are_refused(change: dict[str, Any], said: str) -> None:
@@ -142,15 +164,25 @@ def test_unknown_activations_list_the_known() -> None:
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    from specqd.codegen.dense_kernels import pack_conv
-
     with pytest.raises(InputError, match=r"is \(8, 4, 1, 1\), and the convolution wants \(8, 8, 1, 1\)"):
         pack_conv(BASE, np.zeros((8, 4, 1, 1), np.float32))
 
 
-def test_planes_of_groups_are_refused() -> None:
-    from specqd.codegen.dense_kernels import conv2d
-    from specqd.codegen.isa import TABLE
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"out_channels": 1 << 27}, "out has 3355443200 elements"),
+        ({"padding": (40000,) * 4, "stride": (9000, 9000)}, "memory of a kernel has 102412800400 elements"),
+    ],
+)
+def test_what_cannot_be_indexed_is_refused_and_leaves_no_builder_open(
+    change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(CodegenError, match=said):
+        conv2d(replace(BASE, **change), TABLE["generic"])
+    assert not IRBuilder.is_in_scope()
 
+
+def test_planes_of_groups_are_refused() -> None:
     with pytest.raises(CodegenError, match="convert its input first"):
         conv2d(replace(BASE, groups=8, planes=True), TABLE["generic"])

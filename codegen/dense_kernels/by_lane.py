@@ -156,7 +156,8 @@ class _Row:
 
     def _add(self, acc: Any, v: int, w: Any, x: Any) -> None:
         old = load(acc, v, self.isa.lanes)
-        new = old + w * x if sum_type(self.spec.dtype) == "int32" else self.isa.fma(w, x, old)
+        integer = sum_type(self.spec.dtype) == "int32"
+        new = self.isa.multiply_short(old, x, w) if integer else self.isa.fma(w, x, old)
         store(acc, v, new, self.isa.lanes)
 
     def _wide(self, vector: Any, zero: int = 0) -> Any:

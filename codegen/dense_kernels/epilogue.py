@@ -8,7 +8,7 @@ from typing import Any
 from specqd.codegen import maths
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT
-from specqd.codegen.dense_kernels.spec import ConvSpec, GemmSpec
+from specqd.codegen.dense_kernels.spec import RANGE, ConvSpec, GemmSpec
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.activations import bf16_bits
 from specqd.codegen.tir import I, bind, f32, i32, tirx
@@ -35,8 +35,6 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "mish": maths.mish,
 }
 
-_RANGE = {"uint8": (0, 255), "int8": (-128, 127)}
-
 
 class Ending:
     """The arguments that follow the weight, and the code that reads and writes them."""
@@ -49,7 +47,7 @@ class Ending:
         The first three have `channels`, a multiple of 16.
         """
         self.isa, self.spec = isa, spec
-        self.integer = spec.dtype in _RANGE
+        self.integer = spec.dtype in RANGE
         view = "uint16" if spec.out_dtype == "bfloat16" else spec.out_dtype
         scaled = self.integer and spec.out_dtype != "int32"
         self.correction = kernel.argument("correction", (channels,), "int32") if self.integer else None
@@ -81,20 +79,20 @@ class Ending:
             value = _ACTIVATIONS[self.spec.epilogue.activation](bind(value))
         if self.spec.out_dtype == "bfloat16":
             value = tirx.Cast("uint16", bf16_bits(bind(value)))
-        elif self.spec.out_dtype in _RANGE:
+        elif self.spec.out_dtype in RANGE:
             value = self._rounded(value)
         I.buffer_store(self.out, value, [to])
 
     def _read(self, stored: Any) -> Any:
         if self.spec.out_dtype == "bfloat16":
             return tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("int32", stored), i32(16)))
-        if self.spec.out_dtype in _RANGE:
+        if self.spec.out_dtype in RANGE:
             whole = tirx.Cast("float32", tirx.Cast("int32", stored) - i32(self.spec.requantise.zero))
             return whole * f32(self.spec.requantise.scale)
         return stored
 
     def _rounded(self, value: Any) -> Any:
-        low, high = _RANGE[self.spec.out_dtype]
+        low, high = RANGE[self.spec.out_dtype]
         zero = self.spec.requantise.zero
         limited = _clip(value * f32(1 / self.spec.requantise.scale), low - zero, high - zero)
         # As an fma, because TVM would simplify `(x + r) - r` to `x`; NaN becomes `zero`.

@@ -16,7 +16,7 @@ from specqd.errors import CodegenError
 
 __all__ = ["Kernel"]
 
-#: elements from which an argument cannot be indexed in 32 bits
+#: elements from which a buffer cannot be indexed in 32 bits
 _INT32 = 2**31
 
 
@@ -35,16 +35,22 @@ class Kernel:
 
     def argument(self, name: str, shape: tuple[Any, ...], dtype: str, view: str | None = None) -> Any:
         """Declare the next argument and return its memory as a flat buffer of `view`, a type of any width."""
-        fixed = prod(size for size in shape if isinstance(size, int))
-        if fixed >= _INT32:
-            raise CodegenError(f"{name} has {fixed} elements; kernels index below {_INT32}")
+        self._demand_indexable(name, prod(size for size in shape if isinstance(size, int)))
         buffer = tirx.decl_buffer(shape, dtype, name)
         self._arguments.append(buffer)
         return I.decl_buffer((prod(shape),), view or dtype, data=buffer.data)
 
     def scratch(self, size: int, dtype: str) -> Any:
         """Return memory of this call; inside a parallel loop, of one iteration."""
+        self._demand_indexable("memory of a kernel", size)
         return I.alloc_buffer((size,), dtype)
+
+    def _demand_indexable(self, name: str, size: int) -> None:
+        if size >= _INT32:
+            error = CodegenError(f"{name} has {size} elements; kernels index below {_INT32}")
+            # A builder that stays open outlives Python, which then ends with a crash.
+            self._frames.__exit__(CodegenError, error, None)
+            raise error
 
     @contextmanager
     def launch(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specqd.codegen.dense_kernels.layout import OUT
+from specqd.codegen.dense_kernels.spec import RANGE
 from specqd.codegen.dense_kernels.tiling import Tiling, passes
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, i32, load, local, splat, store, tirx
@@ -77,7 +78,7 @@ def view_type(dtype: str) -> str:
 
 def sum_type(dtype: str) -> str:
     """Return the type of sums."""
-    return "int32" if dtype in ("uint8", "int8") else "float32"
+    return "int32" if dtype in RANGE else "float32"
 
 
 def weight_view(dtype: str) -> tuple[str, str]:

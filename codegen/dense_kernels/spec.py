@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from math import inf
+from typing import Literal, get_args
 
 from specqd.errors import InputError
 
-__all__ = ["ACTIVATIONS", "PER_WORD", "ConvSpec", "Epilogue", "GemmSpec", "Requantise"]
+__all__ = ["ACTIVATIONS", "PER_WORD", "RANGE", "ConvSpec", "Epilogue", "GemmSpec", "Requantise"]
 
 #: activation functions that an epilogue can end with
 ACTIVATIONS = (
@@ -16,6 +17,9 @@ ACTIVATIONS = (
 
 #: elements of an input type in a word of four bytes, the unit in which kernels read inputs
 PER_WORD = {"float32": 1, "int32": 1, "bfloat16": 2, "uint8": 4, "int8": 4}
+
+#: the least and the largest value of an integer type of activations
+RANGE = {"uint8": (0, 255), "int8": (-128, 127)}
 
 Input = Literal["float32", "bfloat16", "uint8", "int8"]
 Output = Literal["float32", "bfloat16", "uint8", "int8", "int32"]
@@ -86,7 +90,7 @@ class ConvSpec:
                 f"a kernel of {self.kernel} does not fit an image of {self.height} x {self.width} with padding "
                 f"{self.padding} and dilation {self.dilation}"
             )
-        _demand_types(self.dtype, self.out_dtype, self.epilogue)
+        _demand_kinds(self)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -142,7 +146,7 @@ class GemmSpec:
             raise InputError(f"rows of {self.k} {self.dtype} are no whole words of four bytes: pad them")
         if (self.dynamic or self.batch > 1) and not (self.dynamic and self.dtype == "float32"):
             raise InputError("products of two activations, and only these, are batched, and float32")
-        _demand_types(self.dtype, self.out_dtype, self.epilogue)
+        _demand_kinds(self)
 
     @property
     def flops(self) -> int:
@@ -150,10 +154,20 @@ class GemmSpec:
         return 2 * self.batch * (self.m or 1) * self.n * self.k
 
 
-def _demand_types(dtype: str, out_dtype: str, epilogue: Epilogue) -> None:
-    integer = dtype in ("uint8", "int8")
+def _demand_kinds(spec: ConvSpec | GemmSpec) -> None:
+    dtype, out_dtype = spec.dtype, spec.out_dtype
+    integer = dtype in RANGE
     allowed = ("int32", "float32", "uint8", "int8") if integer else ("float32", "bfloat16")
-    if dtype not in PER_WORD or dtype == "int32" or out_dtype not in allowed:
+    if dtype not in get_args(Input) or out_dtype not in allowed:
         raise InputError(f"no kernel makes {out_dtype} of {dtype}: outputs are {', '.join(allowed)}")
-    if out_dtype == "int32" and epilogue != Epilogue():
+    if out_dtype == "int32" and spec.epilogue != Epilogue():
         raise InputError("int32 outputs are sums as they are: they take no bias, residual or activation")
+    low, high = RANGE.get(dtype, (0, 0))
+    if not low <= spec.zero <= high:
+        raise InputError(f"the {dtype} inputs have no value {spec.zero} that could stand for 0")
+    scale, zero = spec.requantise.scale, spec.requantise.zero
+    low, high = RANGE.get(out_dtype, (zero, zero))
+    if not (low <= zero <= high and 0 < scale < inf):
+        raise InputError(
+            f"{spec.requantise} gives no {out_dtype} outputs: its scale has to be positive, and its zero one"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, intrinsic, splat, tirx
+from specqd.codegen.tir import I, i32, intrinsic, splat, tirx
 
 __all__ = ["AVX2"]
 
@@ -70,6 +70,11 @@ class AVX2(ISA):
         even = tirx.bitwise_and(wide_x, low), tirx.shift_right(tirx.shift_left(wide_w, eight), eight)
         odd = tirx.bitwise_and(tirx.shift_right(wide_x, eight), low), tirx.shift_right(wide_w, eight)
         return acc + self._pairs(*even) + self._pairs(*odd)
+
+    def multiply_short(self, acc: Any, x: Any, w: Any) -> Any:
+        """PMADDWD with nothing beside `w`: PMULLD takes twice as long or more."""
+        low = tirx.bitwise_and(w, splat(i32(0xFFFF), self.lanes))
+        return acc + self._pairs(*(tirx.reinterpret(f"int16x{self.lanes * 2}", v) for v in (x, low)))
 
     def _pairs(self, a: Any, b: Any) -> Any:
         return intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", a, b)

@@ -73,7 +73,7 @@ define <16 x float> @specqd_dpbf16ps(<16 x float> %acc, <16 x i32> %w, i32 %x) a
     def dot_unsigned(self, acc: Any, pairs: Sequence[tuple[Any, Any]]) -> Any:
         """VPDPBUSD, four products a lane."""
         for w, x in pairs:
-            acc = intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, w, x)
+            acc = self.dot_bytes(acc, w, x)
         return acc
 
     def dot_bytes(self, acc: Any, x: Any, w: Any) -> Any:

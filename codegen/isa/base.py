@@ -107,6 +107,10 @@ class ISA:
             acc = acc + tirx.bitwise_and(signed, splat(i32(255), n)) * self._byte(w, byte, n)
         return acc
 
+    def multiply_short(self, acc: Any, x: Any, w: Any) -> Any:
+        """Add, per int32 lane, one product of numbers that 16 bits hold, signs and all."""
+        return acc + x * w
+
     @staticmethod
     def _byte(v: Any, byte: int, lanes: int) -> Any:
         words = tirx.reinterpret(f"int32x{lanes}", v)
