@@ -56,8 +56,9 @@ def test_elementwise_functions_on_special_values(check):
         y = x.flip(0)
         return (
             x.exp(), x.expm1(), x.log(), x.log1p(), x.tanh(), x.sigmoid(), F.relu(x), F.gelu(x.clamp(-9, 9)),
-            x.sqrt(), x.rsqrt(), torch.maximum(x, y), torch.minimum(x, y), x.clamp(-1, 2), x.clamp(torch.nan, 1), x.clamp(max=torch.nan), x.sign(), x.round(),
-            x.trunc(), x.isnan(), x.isinf(), x == y, x < y, torch.where(x > y, x, y), x.abs(), -x, x.pow(2), x.erf(),
+            x.sqrt(), x.rsqrt(), torch.maximum(x, y), torch.minimum(x, y), x.sign(), x.round(),
+            x.clamp(-1, 2), x.clamp(torch.nan, 1), x.clamp(max=torch.nan), x.trunc(),
+            x.isnan(), x.isinf(), x == y, x < y, torch.where(x > y, x, y), x.abs(), -x, x.pow(2), x.erf(),
             F.leaky_relu(x), F.elu(x), x.atan(), torch.floor_divide(x, 2.0), torch.remainder(x.clamp(-9, 9), -3.0),
         )  # fmt: skip
 
