@@ -181,7 +181,7 @@ def _key(program: Program, options: Options) -> str:
 
 def _ranges(value: Any) -> list[str]:
     """The limits of the sizes of a tensor that are left open: two graphs may differ in nothing else."""
-    sizes = value.shape if isinstance(value, Tensor) else ()
+    sizes: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else ()
     return [str(s.node.shape_env.bound_sympy(s.node.expr)) for s in sizes if isinstance(s, torch.SymInt)]
 
 
