@@ -165,9 +165,8 @@ def _artifact(program: Program, options: Options) -> Callable[..., Any]:
 
 def _key(program: Program, options: Options) -> str:
     from specqd.artifact import specqd_version
-    from specqd.codegen.isa import named
 
-    made_by = (specqd_version(), torch.__version__, named("native", cpu_features()).name, options.pipeline)
+    made_by = (specqd_version(), torch.__version__, sorted(cpu_features()), options.pipeline)
     text = hashlib.sha256(str(made_by).encode())
     for node in program.target.graph.nodes:
         value = node.meta.get("val")
