@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import specqd
 from specqd.build import compile_model, default_pipeline
 from specqd.cli import main
+from specqd.codegen import library
 from specqd.codegen.isa import named
 from specqd.errors import InputError
 from specqd.frontends import capture
@@ -56,7 +57,10 @@ def random_llama() -> LlamaForCausalLM:
 
 def made(folder: Path, selecting: str, capacity: int = 512) -> Path:
     """Compile the random Llama with a selection."""
-    compile_model(capture(random_llama()), folder, pipeline=f"{default_pipeline(capacity)}, {selecting}")
+    with pytest.MonkeyPatch.context() as patch:  # each number of rows takes a second or two to compile
+        patch.setattr(library, "VERIFY_ROWS", (1, 2, 4, 8))
+        patch.setattr(library, "PREFILL_ROWS", (32,))
+        compile_model(capture(random_llama()), folder, pipeline=f"{default_pipeline(capacity)}, {selecting}")
     return folder
 
 

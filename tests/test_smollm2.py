@@ -39,6 +39,7 @@ def test_an_occupied_folder_is_refused_before_anything_is_downloaded(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_the_folder_is_an_ordinary_one(tmp_path: Path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
