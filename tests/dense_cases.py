@@ -137,6 +137,10 @@ class _Call:
                 scale = (torch.rand(count, generator=self.rng) * 2 + 1) / (sums.abs().mean().float() + 1)
                 arguments.append(pack_channels(scale.numpy()))
                 value = value * scale.double().reshape(channels)
+            if spec.open_steps and spec.out_dtype in RANGE:
+                summand = spec.summand or spec.requantise
+                steps = [1 / spec.requantise.scale, summand.scale, summand.zero]
+                arguments.append(np.array(steps, np.float32))
         if spec.epilogue.bias:
             bias = torch.randn(count, generator=self.rng)
             arguments.append(pack_channels(bias.numpy()))
