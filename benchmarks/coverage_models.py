@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["TIMM", "TRANSFORMERS", "timm_model", "transformers_model"]
+__all__ = ["TIMM", "TRANSFORMERS", "mend_torchvision", "timm_model", "transformers_model"]
 
 # fmt: off
 TIMM = (
@@ -85,7 +85,7 @@ class _Tensors(nn.Module):
 
 def timm_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
     """Make one case of timm's, at the size it was made for."""
-    _mend_torchvision()
+    mend_torchvision()
     import timm
 
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def timm_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
 
 def transformers_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
     """Make one case of transformers', tiny."""
-    _mend_torchvision()
+    mend_torchvision()
     import transformers
 
     config = transformers.CONFIG_MAPPING[name](**({"vocab_size": 33} if name == "esm" else {}))
@@ -123,7 +123,7 @@ def transformers_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, .
     yield name, _Tensors(model, tuple(inputs)), tuple(inputs.values())
 
 
-def _mend_torchvision() -> None:
+def mend_torchvision() -> None:
     """Declare the operators that `import torchvision` asks for, where it was built for another torch.
 
     Model definitions need none of them, and neither timm nor transformers can be imported without.

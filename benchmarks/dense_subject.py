@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import tvm
-import tvm_ffi
 from dense_layers import Layer
 
 from specqd.codegen.dense_kernels import (
@@ -80,13 +79,11 @@ def kernel(
 
 def _random(rng: np.random.Generator, buffer: Any) -> Any:
     shape, dtype = [int(size) for size in buffer.shape], str(buffer.dtype)
-    stored = {"bfloat16": np.uint16}.get(dtype) or np.dtype(dtype)
+    stored = np.dtype(dtype)
     made = aligned(math.prod(shape) * np.dtype(stored).itemsize).view(stored).reshape(shape)
-    if dtype == "bfloat16":
-        import torch
-
+    if dtype == "uint16":  # BF16
         made[...] = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-        return tvm_ffi.from_dlpack(torch.from_numpy(made).view(torch.bfloat16))
+        return tensor(made)
     made[...] = (
         rng.standard_normal(shape) if dtype == "float32" else rng.integers(-99, 99, shape).astype(stored)
     )

@@ -16,6 +16,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch.utils._python_dispatch import _disable_current_modes
 
+from specqd.build_module import DEFAULT_PIPELINE
 from specqd.errors import CaptureError, CodegenError, ContractError, InputError
 from specqd.frontends.dynamo_graph import program_of
 from specqd.program import Program
@@ -23,7 +24,7 @@ from specqd.runtime.cpu import cpu_features
 
 __all__ = ["Build", "Options", "backend", "compiled"]
 
-_CHOICES = {"precision": ("exact",), "fallback": ("eager", "error"), "tune": ("none",)}
+_CHOICES = {"precision": ("exact", "bf16", "int8"), "fallback": ("eager", "error"), "tune": ("none",)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Options:
 
     Attributes:
         pipeline: passes that are applied to each graph, as text; None for those of any module.
-        precision: `exact`: float32 stays float32.
+        precision: `exact`: float32 stays float32. `bf16`: products multiply BF16, for cast-bf16 ends the pipeline.
+            `int8`: they multiply INT8; `pipeline` has to say on which data scales are found, with quantize-int8.
         fallback: what is done with a graph that cannot be compiled: `eager` runs it in torch and warns, `error` raises.
         cache_dir: where compiled graphs are kept for the next process; None keeps none.
         tune: `none`.
@@ -56,7 +58,21 @@ class Options:
                 raise InputError(
                     f"{name}={value!r} is not to be had; there is {', '.join(map(repr, choices))}"
                 )
-        return cls(**(given or {}))
+        chosen = cls(**(given or {}))
+        if chosen.precision == "int8" and "quantize-int8" not in (chosen.pipeline or ""):
+            raise InputError(
+                "precision='int8' needs data to find scales on: name them in the pipeline, as "
+                "pipeline='fold-batch-norm, quantize-int8{data=FOLDER}', or data=random for a first try"
+            )
+        return chosen
+
+    @property
+    def passes(self) -> str | None:
+        """The pipeline with what the precision adds to it; None for that of any module."""
+        if self.precision != "bf16":
+            return self.pipeline
+        before = DEFAULT_PIPELINE if self.pipeline is None else self.pipeline
+        return ", ".join(filter(None, (before.strip(), "cast-bf16")))
 
 
 Build = Callable[[Program, Options], Callable[..., Any]]
@@ -155,18 +171,18 @@ def _artifact(program: Program, options: Options) -> Callable[..., Any]:
     if options.cache_dir is None:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "graph"
-            compile_model(program, place, pipeline=options.pipeline)
+            compile_model(program, place, pipeline=options.passes)
             return Module.open(place)
     place = Path(options.cache_dir) / _key(program, options)
     if not place.exists():
-        compile_model(program, place, pipeline=options.pipeline)
+        compile_model(program, place, pipeline=options.passes)
     return Module.open(place)
 
 
 def _key(program: Program, options: Options) -> str:
     from specqd.artifact import specqd_version
 
-    made_by = (specqd_version(), torch.__version__, sorted(cpu_features()), options.pipeline)
+    made_by = (specqd_version(), torch.__version__, sorted(cpu_features()), options.passes)
     text = hashlib.sha256(str(made_by).encode())
     for node in program.target.graph.nodes:
         value = node.meta.get("val")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from specqd.errors import CaptureError
+from specqd.frontends.composites import restore_composites
 from specqd.program import Entry, Input, ModelInfo, Program
 
 __all__ = ["program_of"]
@@ -47,7 +48,7 @@ def program_of(module: fx.GraphModule, weights: Sequence[Tensor]) -> tuple[Progr
     output.args = (tensors[0] if len(tensors) == 1 else tuple(tensors),)
     named = _bind(graph, placeholders, weights)
     inputs = _inputs(graph, placeholders[len(weights) :], symbols)
-    graph.eliminate_dead_code()
+    restore_composites(graph)
     info = ModelInfo("Graph", 0, 0, source="a graph of torch.compile")
     used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     kept = {name: weight for name, weight in named.items() if name in used}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from specqd.errors import CaptureError, InputError
 from specqd.program import Entry, Input, ModelInfo, Program
 
+from .composites import restore_batch_norms
 from .normalise import normalise
 
 __all__ = ["capture_module"]
@@ -71,7 +71,7 @@ def capture_module(module: nn.Module, example_inputs: tuple[Any, ...], dynamic_s
             )
         if _input(node) is None:
             graph.erase_node(node)
-    _restore_batch_norms(graph)
+    restore_batch_norms(graph)
     used = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "get_attr")
     info = ModelInfo(type(module).__name__, 0, 0, source=type(module).__name__)
     weights = {name: stored[name].detach() for name in used}
@@ -141,18 +141,3 @@ def _input(node: fx.Node) -> Input | None:
     dynamic = tuple(at for at, (_, symbolic) in enumerate(sizes) if symbolic)
     dtype = str(value.dtype).removeprefix("torch.")
     return Input(str(node.target), dtype, tuple(size for size, _ in sizes), dynamic)
-
-
-def _restore_batch_norms(graph: fx.Graph) -> None:
-    """Turn what becomes of a batch norm where operators are made functional back into the one operator."""
-    fixed, own = aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats
-    for node in [node for node in graph.nodes if node.target in (fixed, own)]:
-        x, weight, bias, *statistics, momentum, eps = node.args
-        statistics = [*statistics, False] if node.target is fixed else [None, None, True]
-        for item in [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]:
-            with graph.inserting_before(item):
-                given = (x, weight, bias, *statistics, momentum, eps, False)
-                whole = graph.call_function(aten.batch_norm.default, given)
-            whole.meta = dict(item.meta)
-            item.replace_all_uses_with(whole)
-    graph.eliminate_dead_code()

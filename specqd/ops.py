@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed::*, which graphs in INT8 hold
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import tvm
-import tvm_ffi
 from compiled import EXTENDED, RUNNABLE, array
 from torch.nn import functional
 
@@ -138,6 +137,10 @@ class _Call:
                 scale = (torch.rand(count, generator=self.rng) * 2 + 1) / (sums.abs().mean().float() + 1)
                 arguments.append(pack_channels(scale.numpy()))
                 value = value * scale.double().reshape(channels)
+            if spec.open_steps and spec.out_dtype in RANGE:
+                summand = spec.summand or spec.requantise
+                steps = [1 / spec.requantise.scale, summand.scale, summand.zero]
+                arguments.append(np.array(steps, np.float32))
         if spec.epilogue.bias:
             bias = torch.randn(count, generator=self.rng)
             arguments.append(pack_channels(bias.numpy()))
@@ -149,21 +152,13 @@ class _Call:
         value = _ACTIVATIONS[spec.epilogue.activation](value)
         out = array(shape, _numpy(spec.out_dtype))
         out.view(np.uint8)[...] = 0x7F
-        self.function(
-            *(argument(a, t) for a, t in self._typed(arguments, weight)), argument(out, spec.out_dtype)
-        )
+        self.function(*map(argument, [*arguments, out]))
         return _loaded(out, spec.out_dtype), (self._exact(value), value)
-
-    def _typed(self, arguments: list[Any], weight: Any) -> list[tuple[Any, str]]:
-        kinds = [self.spec.dtype, _weight_type(self.spec.dtype)]
-        rest = [a.dtype.name for a in arguments[2:]]
-        if self.spec.epilogue.residual:
-            rest[-1] = self.spec.out_dtype
-        return list(zip(arguments, [*kinds, *rest], strict=True))
 
     def _real(self, stored: torch.Tensor) -> torch.Tensor:
         if self.spec.out_dtype in RANGE:
-            return (stored.double() - self.spec.requantise.zero) * self.spec.requantise.scale
+            how = self.spec.summand or self.spec.requantise
+            return (stored.double() - how.zero) * how.scale
         return stored.double()
 
     def _exact(self, value: torch.Tensor) -> torch.Tensor:
@@ -217,12 +212,10 @@ def _loaded(stored: np.ndarray, dtype: str) -> torch.Tensor:
     return (made.view(torch.bfloat16) if dtype == "bfloat16" else made).double()
 
 
-def argument(values: np.ndarray, dtype: str) -> Any:
-    """A tensor of `dtype` at a cache line that shares memory with `values` if these lie at one."""
+def argument(values: np.ndarray) -> Any:
+    """A tensor at a cache line that shares memory with `values` if these lie at one."""
     if values.ctypes.data % 64 or not math.prod(values.shape):
         copy = array(values.shape, values.dtype.name)
         copy[...] = values
         values = copy
-    if dtype == "bfloat16":
-        return tvm_ffi.from_dlpack(torch.from_numpy(values).view(torch.bfloat16))
     return tensor(values)

@@ -170,7 +170,8 @@ def test_every_pass_leaves_it_alone_or_says_why(net, given):
     wanted = net.eval()(*given)
     whole = {}
     for name, kind in registered().items():
-        if kind.__module__.startswith("specqd.passes.") and "prune" not in kind.__module__:
+        given_data = "data" in vars(kind())
+        if kind.__module__.startswith("specqd.passes.") and "prune" not in kind.__module__ and not given_data:
             result = kind()(program)
             whole[name] = [r.why for r in result.refusals if r.node == "output"]
             if kind().lossless:

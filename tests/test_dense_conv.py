@@ -107,6 +107,15 @@ def test_every_instruction_set(isa: str, dtype: str, rng: torch.Generator) -> No
         check(spec, run_conv(spec, isa, rng))
 
 
+@pytest.mark.parametrize("open_steps", [False, True])
+def test_a_residual_has_a_scale_of_its_own(open_steps: bool, rng: torch.Generator) -> None:
+    spec = replace(
+        CASES["pointwise"], dtype="uint8", out_dtype="uint8", epilogue=Epilogue(True, True, "relu"),
+        requantise=Requantise(0.0625, 3), summand=Requantise(0.02, 128), open_steps=open_steps,
+    )  # fmt: skip
+    check(spec, run_conv(spec, RUNNABLE[0], rng))
+
+
 @pytest.mark.parametrize("isa", RUNNABLE)
 def test_lanes_take_inputs_as_far_from_zero_as_there_are(isa: str, rng: torch.Generator) -> None:
     spec = ConvSpec(

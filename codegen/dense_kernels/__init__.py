@@ -27,12 +27,13 @@ __all__ = [
 
 
 def conv2d(spec: ConvSpec, isa: ISA, symbol: str = "conv2d") -> Any:
-    """Return the PrimFunc `(x, weight, [correction, [scale]], [bias], [residual], out)` of a convolution.
+    """Return the PrimFunc `(x, weight, [correction, [scale, [steps]]], [bias], [residual], out)` of a convolution.
 
     `x` is as `spec.planes` says, `weight` from `pack_conv`, `correction` int32 (of integers) from
-    `corrections`, `scale` and `bias` float32 from `pack_channels`; `residual` and `out` are in blocks
-    (`blocked_shape`). Lanes of a last block that are no channels hold anything
-    finite. `symbol` has to be the only one of its module.
+    `corrections`, `scale` and `bias` float32 from `pack_channels`; `steps` float32 `[3]` (of integer outputs with
+    `spec.open_steps`) are one by the scale of the output, then scale and zero of the residual. `residual` and `out` are
+    in blocks (`blocked_shape`). Lanes of a last block that are no channels hold anything finite. `symbol` has to be the
+    only one of its module.
 
     Raises:
         CodegenError: an argument is too large to be indexed, or in a layout that the kernel does not read.
@@ -43,7 +44,7 @@ def conv2d(spec: ConvSpec, isa: ISA, symbol: str = "conv2d") -> Any:
 
 
 def gemm(spec: GemmSpec, isa: ISA, symbol: str = "gemm") -> Any:
-    """Return the PrimFunc `(x, second, [correction, [scale]], [bias], [residual], out)` of a matrix product.
+    """Return the PrimFunc `(x, second, [correction, [scale, [steps]]], [bias], [residual], out)` of a matrix product.
 
     `x` is `[m, k]`, `second` from `pack_gemm`, `residual` and `out` `[m, n]`; with `spec.dynamic`, all have a
     batch in front and `second` is an activation. An open `m` is an int64 variable of the shapes.

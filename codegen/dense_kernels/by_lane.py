@@ -28,7 +28,7 @@ _TASK = 128
 
 
 def lane_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
-    """Return the function `(x, weight, [correction, [scale]], [bias], [residual], out)`; `x` is in blocks."""
+    """Return the function `(x, weight, [correction, [scale, [steps]]], [bias], [residual], out)`; `x` is in blocks."""
     if spec.planes:
         raise CodegenError(
             f"a convolution of {spec.groups} groups reads channels in blocks: convert its input first"

@@ -36,7 +36,7 @@ def _conversion(shape: Shape, dtype: str, isa: ISA, symbol: str, into: bool) -> 
     )
     planes, blocks = (given, made) if into else (made, given)
     count = -(-channels // size)
-    lanes = isa.lanes if dtype == "float32" else 1
+    lanes = isa.lanes
     with kernel.launch(), kernel.phase(), parallel(batch * count * (size // OUT)) as task:
         group = bind(task % (size // OUT))
         whole = bind(task // (size // OUT))

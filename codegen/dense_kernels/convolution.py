@@ -19,7 +19,7 @@ __all__ = ["Convolution", "blocked_convolution"]
 
 
 class Convolution:
-    """The arguments `(x, weight, [correction, [scale]], [bias], [residual], out)` and where they lie."""
+    """The arguments `(x, weight, [correction, [scale, [steps]]], [bias], [residual], out)` and where they lie."""
 
     def __init__(self, isa: ISA, spec: ConvSpec) -> None:
         """Open the function and declare them."""

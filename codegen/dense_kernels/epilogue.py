@@ -42,9 +42,9 @@ class Ending:
     def __init__(
         self, kernel: Kernel, isa: ISA, spec: ConvSpec | GemmSpec, channels: int, shape: Any
     ) -> None:
-        """Declare the arguments in order: correction and scale of integers, bias, residual, output of `shape`.
+        """Declare the arguments in order: correction, scale and steps of integers, bias, residual, output of `shape`.
 
-        The first three have `channels`, a multiple of 16.
+        Those a channel have `channels`, a multiple of 16.
         """
         self.isa, self.spec = isa, spec
         self.integer = spec.dtype in RANGE
@@ -52,6 +52,8 @@ class Ending:
         scaled = self.integer and spec.out_dtype != "int32"
         self.correction = kernel.argument("correction", (channels,), "int32") if self.integer else None
         self.scale = kernel.argument("scale", (channels,), "float32") if scaled else None
+        rounds = spec.open_steps and spec.out_dtype in RANGE
+        self.steps = kernel.argument("steps", (3,), "float32") if rounds else None
         self.bias = kernel.argument("bias", (channels,), "float32") if spec.epilogue.bias else None
         self.residual = (
             kernel.argument("residual", shape, spec.out_dtype, view) if spec.epilogue.residual else None
@@ -87,14 +89,17 @@ class Ending:
         if self.spec.out_dtype == "bfloat16":
             return tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("int32", stored), i32(16)))
         if self.spec.out_dtype in RANGE:
-            whole = tirx.Cast("float32", tirx.Cast("int32", stored) - i32(self.spec.requantise.zero))
-            return whole * f32(self.spec.requantise.scale)
+            how = self.spec.summand or self.spec.requantise
+            steps = self.steps
+            scale, zero = (f32(how.scale), f32(how.zero)) if steps is None else (steps[1], steps[2])
+            return (tirx.Cast("float32", tirx.Cast("int32", stored)) - zero) * scale
         return stored
 
     def _rounded(self, value: Any) -> Any:
         low, high = RANGE[self.spec.out_dtype]
         zero = self.spec.requantise.zero
-        limited = _clip(value * f32(1 / self.spec.requantise.scale), low - zero, high - zero)
+        inverse = f32(1 / self.spec.requantise.scale) if self.steps is None else self.steps[0]
+        limited = _clip(value * inverse, low - zero, high - zero)
         # As an fma, because TVM would simplify `(x + r) - r` to `x`; NaN becomes `zero`.
         whole = maths.fma(limited, f32(1.0), f32(maths.ROUNDER)) - f32(maths.ROUNDER)
         return tirx.Cast(self.spec.out_dtype, tirx.Cast("int32", whole) + i32(zero))

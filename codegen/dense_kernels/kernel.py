@@ -34,11 +34,15 @@ class Kernel:
             self._frames.enter_context(I.attr(0, "pragma_import_llvm", isa.prelude))
 
     def argument(self, name: str, shape: tuple[Any, ...], dtype: str, view: str | None = None) -> Any:
-        """Declare the next argument and return its memory as a flat buffer of `view`, a type of any width."""
+        """Declare the next argument and return its memory as a flat buffer of `view`, a type of any width.
+
+        BF16 is passed as its bits, in uint16.
+        """
         self._demand_indexable(name, prod(size for size in shape if isinstance(size, int)))
-        buffer = tirx.decl_buffer(shape, dtype, name)
+        stored = "uint16" if dtype == "bfloat16" else dtype
+        buffer = tirx.decl_buffer(shape, stored, name)
         self._arguments.append(buffer)
-        return I.decl_buffer((prod(shape),), view or dtype, data=buffer.data)
+        return I.decl_buffer((prod(shape),), view or stored, data=buffer.data)
 
     def scratch(self, size: int, dtype: str) -> Any:
         """Return memory of this call; inside a parallel loop, of one iteration."""

@@ -30,7 +30,7 @@ __all__ = ["Matrix", "matrix_product"]
 
 
 class Matrix:
-    """The arguments `(x, second, [correction, [scale]], [bias], [residual], out)` and where they lie.
+    """The arguments `(x, second, [correction, [scale, [steps]]], [bias], [residual], out)` and where they lie.
 
     Attributes:
         operands: the weight has `blocks` blocks for each product of the batch, those of a dynamic product in

@@ -57,7 +57,9 @@ class ConvSpec:
         out_dtype: of the output and the residual; "int32" gives the sums of an integer convolution as they are.
         planes: the input is plain NCHW, otherwise in blocks of channels; the output is always in blocks.
         zero: the integer that stands for 0 in the input.
-        requantise: of an integer output, and of a residual of its type.
+        requantise: of an integer output.
+        summand: how a residual of its type was made; None: as the output is.
+        open_steps: the scales of these two, and the zero of `summand`, are an argument, so that layers share a kernel.
     """
 
     batch: int
@@ -76,6 +78,8 @@ class ConvSpec:
     planes: bool = False
     zero: int = 0
     requantise: Requantise = field(default_factory=Requantise)
+    summand: Requantise | None = None
+    open_steps: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.batch, self.in_channels, self.height, self.width, self.out_channels, self.groups)
@@ -124,7 +128,7 @@ class GemmSpec:
         batch: how many products; with more than one, or with `dynamic`, the second operand is an activation too.
         dynamic: the second operand is no weight but float32 `[batch, k, n]`.
         transposed: a dynamic second operand is `[batch, n, k]`.
-        zero, requantise: as for a convolution.
+        zero, requantise, summand, open_steps: as for a convolution.
     """
 
     m: int | None
@@ -138,6 +142,8 @@ class GemmSpec:
     transposed: bool = False
     zero: int = 0
     requantise: Requantise = field(default_factory=Requantise)
+    summand: Requantise | None = None
+    open_steps: bool = False
 
     def __post_init__(self) -> None:
         if min(1 if self.m is None else self.m, self.n, self.k, self.batch) < 1:
@@ -165,9 +171,9 @@ def _demand_kinds(spec: ConvSpec | GemmSpec) -> None:
     low, high = RANGE.get(dtype, (0, 0))
     if not low <= spec.zero <= high:
         raise InputError(f"the {dtype} inputs have no value {spec.zero} that could stand for 0")
-    scale, zero = spec.requantise.scale, spec.requantise.zero
-    low, high = RANGE.get(out_dtype, (zero, zero))
-    if not (low <= zero <= high and 0 < scale < inf):
-        raise InputError(
-            f"{spec.requantise} gives no {out_dtype} outputs: its scale has to be positive, and its zero one"
-        )
+    for how in (spec.requantise, spec.summand or spec.requantise):
+        low, high = RANGE.get(out_dtype, (how.zero, how.zero))
+        if not (low <= how.zero <= high and 0 < how.scale < inf):
+            raise InputError(
+                f"{how} gives no {out_dtype} outputs: its scale has to be positive, and its zero one"
+            )

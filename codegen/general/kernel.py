@@ -10,7 +10,7 @@ import tvm
 from tvm.sym import Analyzer
 from tvm.tirx.analysis import undefined_vars
 
-from specqd.codegen.general.values import Index, Tensor, flat, i64
+from specqd.codegen.general.values import Index, Tensor, flat, i64, stored
 from specqd.codegen.isa import ISA
 from specqd.codegen.tir import I, tirx
 
@@ -30,7 +30,7 @@ class Reader:
     def read(self, tensor: Tensor, index: Index) -> Any:
         """Remember the position that is read; a fresh variable stands for what lies there."""
         self.reads.append(flat(index, tensor.shape))
-        return tirx.Var("read", tensor.dtype)
+        return tirx.Var("read", stored(tensor.dtype))
 
 
 class Kernel(Reader):
@@ -133,4 +133,4 @@ class Kernel(Reader):
 
 
 def _buffer(shape: Sequence[Any], dtype: str) -> Any:
-    return tirx.decl_buffer([i64(size) for size in shape], dtype)
+    return tirx.decl_buffer([i64(size) for size in shape], stored(dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,14 @@ from torch import fx
 from torch.fx.node import map_arg
 from tvm import relax
 
+from specqd.codegen.dense_kernels import Requantise
+from specqd.codegen.general.codes import TAKES_BF16, move_codes
 from specqd.codegen.general.decompose import Decomposed, decompose
 from specqd.codegen.general.ending import ending
+from specqd.codegen.general.factors import factors
 from specqd.codegen.general.lowering import CHEAP, End, Lowering
 from specqd.codegen.general.operators.pointwise import dtype_of
+from specqd.codegen.general.rows import rows_as_images
 from specqd.codegen.general.sizes import Sizes
 from specqd.codegen.general.table import RULES
 from specqd.codegen.general.values import Value, i64
@@ -25,6 +30,7 @@ from specqd.program import Entry, Program
 
 __all__ = ["Lowered", "lower"]
 
+_BF16 = "bfloat16 is not compiled yet; convert the module to float32, and use cast-bf16"
 #: operations an element beyond which an expression is computed into a tensor
 LONG = 60
 #: elements of a constant that may be computed when the artifact is built, beyond what its inputs have
@@ -56,7 +62,10 @@ def lower(program: Program, entry: Entry, isa: ISA) -> Lowered:
     Raises:
         CodegenError: names every operator that cannot be lowered, with its place in the model and why.
     """
-    return _Walk(program, entry, decompose(program, entry, RULES), isa).lower()
+    decomposed = decompose(program, entry, RULES)
+    rows_as_images(decomposed.graph)
+    move_codes(decomposed.graph)
+    return _Walk(program, entry, decomposed, isa).lower()
 
 
 class _Walk:
@@ -74,6 +83,7 @@ class _Walk:
         self.ranges: dict[str, tuple[int, int | None]] = {}
         self.taken: dict[fx.Node, fx.Node] = {}
         self.lowering.endings = self._end
+        self.lowering.factors = partial(factors, self.values)
 
     def lower(self) -> Lowered:
         """Walk from the inputs to the outputs."""
@@ -82,7 +92,8 @@ class _Walk:
         inputs = tuple(map(self._input, self.decomposed.inputs, self.names))
         for node, name in self.decomposed.weights.items():
             self.known[node] = self.program.weights[name]
-            dtype_of(self.known[node].dtype)
+            if self.known[node].dtype is not torch.bfloat16:
+                dtype_of(self.known[node].dtype)
             self.values[node] = self.lowering.constant(name, self.known[node])
         given = [self.values[node].tensor.var for node in self.decomposed.inputs]
         results: list[Value] = []
@@ -138,6 +149,8 @@ class _Walk:
         return [self.values[node] for node in found]
 
     def _result(self, value: Value) -> Value:
+        if value.dtype == "bfloat16":
+            raise CodegenError(_BF16)
         settled = self.lowering.settle(value)
         foreign = settled.tensor is not None and settled.tensor.given
         return self.lowering.settle(settled, copy=True) if foreign else settled
@@ -161,6 +174,8 @@ class _Walk:
         if any(self._lacks(source) for source in node.all_input_nodes) or self._folded(node):
             return
         rule = RULES.get(node.target, _refuse)
+        if node.target not in TAKES_BF16 and any(map(_is_bf16, node.all_input_nodes)):
+            rule = _refuse_bf16
         try:
             args, kwargs = (map_arg(a, self._argument) for a in (node.args, node.kwargs))
             found = rule(self.lowering, node, *args, **kwargs)
@@ -169,10 +184,16 @@ class _Walk:
         else:
             self.values[node] = self._kept(node, found)
 
-    def _end(self, node: fx.Node, through_views: bool) -> End:
-        found = ending(node, self.values.__contains__, through_views=through_views)
+    def _end(self, node: fx.Node, through_views: bool, dtype: str) -> End:
+        found = ending(node, self.values.__contains__, through_views=through_views, dtype=dtype)
         self.taken |= found.taken
-        return End(None if found.residual is None else self.values[found.residual], found.activation)
+        residual, rounded = found.residual, found.rounded
+        if rounded is None:
+            return End(None if residual is None else self.values[residual], found.activation)
+        kind = str(rounded.meta["val"].dtype).removeprefix("torch.")
+        codes = None if residual is None else self.values[residual.args[0]]
+        summand = None if residual is None else Requantise(*residual.args[1:3])
+        return End(codes, found.activation, kind, Requantise(*rounded.args[1:3]), summand)
 
     def _lacks(self, node: fx.Node) -> bool:
         return node not in self.values and isinstance(node.meta.get("val"), torch.Tensor | tuple | list)
@@ -242,6 +263,15 @@ def _repeats(user: fx.Node, node: fx.Node) -> int:
 
     map_arg((user.args, user.kwargs), count)
     return found - 1
+
+
+def _is_bf16(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].dtype is torch.bfloat16
+
+
+def _refuse_bf16(lowering: Lowering, node: fx.Node, *_: Any, **__: Any) -> Any:
+    """The rule of an operator that would compute with BF16, which TVM's own rules do with crashes."""
+    raise CodegenError(_BF16)
 
 
 def _refuse(lowering: Lowering, node: fx.Node, *_: Any, **__: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ from torch import fx
 from tvm import relax
 from tvm.script.ir_builder import IRBuilder
 
+from specqd.codegen.dense_kernels.layout import block
+from specqd.codegen.dense_kernels.spec import Requantise
 from specqd.codegen.general.elementwise import write
+from specqd.codegen.general.factors import Factors
 from specqd.codegen.general.kernel import Kernel, Reader
 from specqd.codegen.general.sizes import Sizes
-from specqd.codegen.general.values import Constant, Tensor, Value, i64, product, zero
+from specqd.codegen.general.values import Constant, Tensor, Value, array, i64, product, stored, zero
 from specqd.codegen.isa import ISA
 from specqd.codegen.tir import I
 
@@ -28,10 +31,19 @@ CHEAP = 1
 
 @dataclass(frozen=True)
 class End:
-    """What is done to the sums of a product: a residual of its shape is added, then there is an activation."""
+    """What is done to the sums of a product: a residual of its shape is added, then there is an activation.
+
+    Attributes:
+        dtype: of the result, and of the residual.
+        requantise: how an integer result is made.
+        summand: how an integer residual was made.
+    """
 
     residual: Value | None = None
     activation: str | None = None
+    dtype: str = "float32"
+    requantise: Requantise = field(default_factory=Requantise)
+    summand: Requantise | None = None
 
 
 class Lowering:
@@ -41,7 +53,8 @@ class Lowering:
         """Start with a Relax function open in `builder`."""
         self.isa, self.sizes, self.builder = isa, sizes, builder
         self.reader: Reader = Reader()
-        self.endings: Callable[..., End] = lambda node, through_views: End()
+        self.endings: Callable[..., End] = lambda node, through_views, dtype: End()
+        self.factors: Callable[[fx.Node, fx.Node, int, Factors], Factors]
         self.parameters: dict[str, tuple[Value, Callable[[], np.ndarray]]] = {}
 
     def tensor(self, var: Any, shape: Sequence[Any], dtype: str, *, given: bool = False) -> Value:
@@ -54,7 +67,7 @@ class Lowering:
         dtype = str(data.dtype).removeprefix("torch.")
 
         def at(index: Any) -> Any:
-            return self.parameter(name, data.shape, dtype, data.numpy).at(index)
+            return self.parameter(name, data.shape, dtype, lambda: array(data)).at(index)
 
         data = data.detach().contiguous()
         return Value(tuple(data.shape), dtype, at, data=Constant(name, data, self.constant))
@@ -62,7 +75,9 @@ class Lowering:
     def parameter(self, name: str, shape: Sequence[int], dtype: str, make: Callable[[], np.ndarray]) -> Value:
         """Return the value of a parameter of the function; `make` gives it when the artifact is written."""
         if name not in self.parameters:
-            var = relax.Var(f"weight_{len(self.parameters)}", relax.TensorType(list(map(i64, shape)), dtype))
+            var = relax.Var(
+                f"weight_{len(self.parameters)}", relax.TensorType(list(map(i64, shape)), stored(dtype))
+            )
             self.parameters[name] = (self.tensor(var, shape, dtype, given=True), make)
         return self.parameters[name][0]
 
@@ -73,7 +88,7 @@ class Lowering:
         if value.data is None:
             return None
         data = value.data.contents
-        return self.parameter(f"{value.data.name}:{form}", shape, value.dtype, lambda: change(data.numpy()))
+        return self.parameter(f"{value.data.name}:{form}", shape, value.dtype, lambda: change(array(data)))
 
     def launch(
         self, name: str, outputs: Sequence[tuple[Sequence[Any], str]], write: Callable[..., None]
@@ -84,7 +99,7 @@ class Lowering:
             write(kernel, *(kernel.output(shape, dtype) for shape, dtype in outputs))
         symbols = list(self.sizes.symbols.values())
         function, used = kernel.function(builder.get(), symbols)
-        types = [relax.TensorType(list(map(i64, shape)), dtype) for shape, dtype in outputs]
+        types = [relax.TensorType(list(map(i64, shape)), stored(dtype)) for shape, dtype in outputs]
         target = self.builder.add_func(function, name)
         arguments = [*(tensor.var for tensor in kernel.inputs), *used]
         call = self.builder.emit(
@@ -97,16 +112,16 @@ class Lowering:
         )
         return [self.tensor(v, shape, dtype) for v, (shape, dtype) in zip(parts, outputs, strict=True)]
 
-    def end(self, node: fx.Node, *, through_views: bool) -> End:
+    def end(self, node: fx.Node, *, through_views: bool, dtype: str) -> End:
         """Take what follows a product into its kernel; see specqd.codegen.general.ending."""
-        return self.endings(node, through_views)
+        return self.endings(node, through_views, dtype)
 
     def call(
         self, name: str, function: Any, given: Sequence[Value], shape: Sequence[Any], dtype: str
     ) -> Value:
         """Call a kernel that is written already: from tensors to one tensor."""
         target = self.builder.add_func(function, name)
-        kind = relax.TensorType(list(map(i64, shape)), dtype)
+        kind = relax.TensorType(list(map(i64, shape)), stored(dtype))
         arguments = [value.tensor.var for value in given if value.tensor is not None]
         return self.tensor(self.builder.emit(relax.call_tir(target, arguments, out_ty=kind)), shape, dtype)
 
@@ -114,10 +129,10 @@ class Lowering:
         """Compute a value into a tensor of its own; one that is a tensor stays as it is, unless it is to be a copy."""
         if value.data is not None and not copy:
             data = value.data.contents
-            return self.parameter(value.data.name, data.shape, value.dtype, data.numpy)
+            return self.parameter(value.data.name, data.shape, value.dtype, lambda: array(data))
         if value.tensor is not None and not copy:
             return value
-        if value.blocks is not None and value.dtype == "float32":
+        if value.blocks is not None and value.blocks.shape[-1] == block(value.shape[1], value.dtype):
             from specqd.codegen.general.kernels import planes
 
             return planes(self, value)

@@ -192,7 +192,7 @@ def total(lowering: Lowering, x: Value, dims: Sequence[int]) -> Value:
 
 def meeting(dtype: str) -> str:
     """Return the dtype in which elements of a dtype are summed up: float32 for shorter floats."""
-    return "float32" if dtype == "float16" else dtype
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
 def mean(lowering: Lowering, x: Value, dims: Sequence[int]) -> Value:

@@ -14,6 +14,7 @@ from specqd.codegen.general.operators import (
     matrix,
     normalisation,
     pooling,
+    quantised,
     reductions,
     scans,
     scatters,
@@ -33,6 +34,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     **normalisation.RULES,
     **indexing.RULES,
     **pooling.RULES,
+    **quantised.RULES,
     **scans.RULES,
     **scatters.RULES,
 }

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from specqd.codegen.tir import tirx
+from specqd.codegen.kernels.activations import bf16_bits
+from specqd.codegen.tir import bind, tirx
 
 __all__ = [
-    "Constant", "Index", "Tensor", "Value", "cast", "const", "converted", "differ", "divide", "flat", "i64", "is_nan",
-    "one", "position", "product", "zero",
+    "Constant", "Index", "Tensor", "Value", "array", "cast", "const", "converted", "differ", "divide", "flat", "i64",
+    "is_nan", "one", "position", "product", "stored", "zero",
 ]  # fmt: skip
 
 Index = Sequence[Any]
@@ -78,8 +80,20 @@ def i64(value: Any) -> Any:
     return tirx.const(value, "int64") if isinstance(value, int) else value
 
 
+def stored(dtype: str) -> str:
+    """The dtype of elements in memory and of expressions: BF16 is its bits, which TVM cannot misread."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    """The elements of a tensor as they lie in memory."""
+    return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
 def const(value: Any, dtype: str) -> Any:
     """Make a constant of any dtype; infinities and NaN included."""
+    if dtype == "bfloat16":
+        return tirx.const(int(array(torch.tensor(value, dtype=torch.bfloat16))), "uint16")
     return tirx.const(bool(value) if dtype == "bool" else value, dtype)
 
 
@@ -97,6 +111,11 @@ def cast(expr: Any, source: str, to: str) -> Any:
     """Convert an element as torch does: to bool by comparing with zero, from bool to 0 or 1."""
     if source == to:
         return expr
+    if source == "bfloat16":
+        bits = tirx.shift_left(tirx.Cast("int32", expr), tirx.const(16, "int32"))
+        return cast(tirx.reinterpret("float32", bits), "float32", to)
+    if to == "bfloat16":
+        return tirx.Cast("uint16", bf16_bits(bind(cast(expr, source, "float32"))))
     if to == "bool":
         return differ(expr, zero(source), source)
     if source == "bool":
@@ -165,6 +184,8 @@ def converted(x: Value, dtype: str) -> Value:
         return x
     if x.data is not None:
         return x.data.changed(dtype, x.data.contents.to(getattr(torch, dtype)))
+    blocks = None if x.blocks is None or "bool" in (x.dtype, dtype) else converted(x.blocks, dtype)
+    cost = x.cost + (4 if dtype == "bfloat16" else 1)
     return Value(
-        x.shape, dtype, lambda index: cast(x.at(index), x.dtype, dtype), cost=x.cost + 1, simd=x.simd
+        x.shape, dtype, lambda i: cast(x.at(i), x.dtype, dtype), cost=cost, simd=x.simd, blocks=blocks
     )

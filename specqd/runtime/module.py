@@ -17,6 +17,7 @@ from specqd.manifest import ModuleRecord, TensorRecord
 from specqd.runtime.cpu import demand_cpu
 from specqd.runtime.library import aligned, load_functions, tensor
 from specqd.runtime.threads import available_cpus
+from specqd.runtime.tiles import permit_tiles
 from specqd.weightfile import ALIGNMENT, read_weights
 
 __all__ = ["Module"]
@@ -40,6 +41,8 @@ class Module:
         if manifest.module is None:
             raise ArtifactError(f"{artifact.directory} is of a language model: load it with `specqd.load`")
         demand_cpu(manifest.triple, manifest.cpu_features)
+        if "amx_tile" in manifest.cpu_features:
+            permit_tiles()
         self.record: ModuleRecord = manifest.module
         if threads is not None and threads < 1:
             raise InputError(f"cannot run on {threads} threads: ask for 1 or more")

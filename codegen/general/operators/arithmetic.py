@@ -121,7 +121,8 @@ def _where(lowering: Lowering, node: fx.Node, condition: Value, a: Any, b: Any) 
 
 
 def _convert(lowering: Lowering, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
-    return converted(x, dtype_of(node.meta["val"].dtype))
+    to = node.meta["val"].dtype
+    return converted(x, "bfloat16" if to is torch.bfloat16 else dtype_of(to))
 
 
 def _same_value(lowering: Lowering, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:

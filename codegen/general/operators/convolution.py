@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from specqd.codegen.general.factors import Factors
 from specqd.codegen.general.kernels import convolution
 from specqd.codegen.general.lowering import Lowering
 from specqd.codegen.general.operators.joining import assemble, constant, padded
@@ -15,7 +16,7 @@ from specqd.codegen.general.operators.matrix import multiply
 from specqd.codegen.general.operators.pointwise import dtype_of
 from specqd.codegen.general.operators.views import shape_of
 from specqd.codegen.general.reduce import meeting
-from specqd.codegen.general.values import Value, converted, i64, position, product
+from specqd.codegen.general.values import Value, converted, position, product
 from specqd.errors import CodegenError
 
 __all__ = ["RULES"]
@@ -34,11 +35,11 @@ def _convolution(
         raise CodegenError(f"it convolves a tensor of {len(x.shape)} dimensions; give it a batch dimension")
     stride, padding, dilation = ([*v] * rank if len(v) == 1 else [*v] for v in (stride, padding, dilation))
     x, weight = converted(x, meet), converted(weight, meet)
-    if (
-        not transposed
-        and (made := _by_hand(lowering, node, x, weight, bias, stride, padding, dilation, groups)) is not None
-    ):
-        return made
+    if not transposed:
+        of = lowering.factors(node.args[0], node.args[1], 0, Factors(x, weight))
+        made = convolution(lowering, node, of, bias, stride, padding, dilation, groups)
+        if made is not None:
+            return made
     if transposed:
         outer = [*output_padding] * rank if len(output_padding) == 1 else [*output_padding]
         x, weight = _transposed(lowering, x, weight, stride, padding, dilation, outer, groups)
@@ -50,22 +51,6 @@ def _convolution(
         plain, added = found, converted(bias, meet)
         found = plain.view(shape, lambda index: plain.at(index) + added.at([index[1]]), 1)
     return converted(found, dtype)
-
-
-def _by_hand(
-    lowering: Lowering, node: fx.Node, x: Value, weight: Value, bias: Value | None, stride: Sequence[int],
-    padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> Value | None:  # fmt: skip
-    """Take a hand-written kernel; a convolution of one dimension is one of images of one row."""
-    if len(weight.shape) != 3 or weight.data is None:
-        return convolution(lowering, node, x, weight, bias, stride, padding, dilation, groups)
-    row = x.view((*x.shape[:2], 1, x.shape[2]), lambda i: x.at([i[0], i[1], i[3]]))
-    flat = weight.data.changed("row", weight.data.contents[:, :, None])
-    made = convolution(lowering, node, row, flat, bias, [1, *stride], [0, *padding], [1, *dilation], groups)
-    if made is None:
-        return None
-    shape = (*made.shape[:2], made.shape[3])
-    return made.view(shape, lambda i: made.at([i[0], i[1], i64(0), i[2]]))
 
 
 def _windows_times(

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from specqd.codegen.dense_kernels import blocked_shape
 from specqd.codegen.general.elementwise import write
+from specqd.codegen.general.functions import INTEGERS
+from specqd.codegen.general.kernels import blocked
 from specqd.codegen.general.lowering import Lowering
 from specqd.codegen.general.operators.pointwise import dtype_of
 from specqd.codegen.general.operators.views import shape_of
@@ -54,7 +57,9 @@ def _shift(dim: int, begin: Any, step: int = 1) -> Place:
 
 
 def _cat(lowering: Lowering, node: fx.Node, tensors: Sequence[Value], dim: int = 0) -> Value:
-    shape, dtype = shape_of(lowering, node), dtype_of(node.meta["val"].dtype)
+    # Codes of BF16 are joined as they are; see codes.move_codes.
+    codes = node.meta["val"].dtype is torch.bfloat16
+    shape, dtype = shape_of(lowering, node), "bfloat16" if codes else dtype_of(node.meta["val"].dtype)
     # An empty tensor of one dimension joins any other.
     tensors = [x for x in tensors if not (len(x.shape) == 1 and x.shape[0] == 0 and len(shape) > 1)]
     dim %= len(shape)
@@ -64,7 +69,42 @@ def _cat(lowering: Lowering, node: fx.Node, tensors: Sequence[Value], dim: int =
         begin = begin + x.shape[dim]
     if len(parts) == 1:
         return parts[0][0]
+    if dim == 1 and len(shape) == 4 and any(x.blocks is not None for x in tensors):
+        deep = _joined_blocks(lowering, [converted(x, dtype) for x in tensors], shape, dtype)
+        if deep is not None:
+            return deep
     return assemble(lowering, shape, dtype, parts, "concatenate")
+
+
+def _joined_blocks(
+    lowering: Lowering, tensors: Sequence[Value], shape: Sequence[Any], dtype: str
+) -> Value | None:
+    """Join channels in blocks; None where lanes that are no channels would be written over others, or be no numbers."""
+    if not all(isinstance(size, int) for size in shape):
+        return None
+    batch, channels, height, width = shape
+    whole = blocked_shape(batch, channels, height, width, dtype)
+    size, begin = whole[-1], 0
+    parts: list[tuple[Value, Place]] = []
+    for x in tensors:
+        source = x if x.blocks is None else x.blocks
+        if x.blocks is not None and x.shape[1] % x.blocks.shape[-1]:
+            return None
+        parts.append((source, _into_blocks(begin, size, source.shape[-1] if x.blocks is not None else 0)))
+        begin += x.shape[1]
+    if begin % size and dtype not in INTEGERS:
+        return None
+    return blocked(assemble(lowering, whole, dtype, parts, "concatenate"), shape)
+
+
+def _into_blocks(begin: int, size: int, lanes: int) -> Place:
+    """Where an element of a part whose channels begin at `begin` lies in blocks; `lanes` are its own blocks', or 0."""
+
+    def place(index: Sequence[Any]) -> Sequence[Any]:
+        channel = index[1] * lanes + index[4] + begin if lanes else index[1] + begin
+        return [index[0], tirx.floordiv(channel, size), index[2], index[3], tirx.floormod(channel, size)]
+
+    return place
 
 
 def padded(lowering: Lowering, x: Value, before: Sequence[int], after: Sequence[int], value: Any) -> Value:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from specqd.codegen.general.factors import Factors
 from specqd.codegen.general.kernel import Kernel
 from specqd.codegen.general.kernels import linear
 from specqd.codegen.general.lowering import Lowering
@@ -159,12 +160,19 @@ def _computed(lowering: Lowering, *values: Value) -> list[Value]:
 
 
 def _mm(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
-    return converted(_product(lowering, node, *_computed(lowering, a, b)), dtype_of(node.meta["val"].dtype))
+    return _as_asked(node, _product(lowering, node, *_computed(lowering, a, b)))
+
+
+def _as_asked(node: fx.Node, found: Value) -> Value:
+    """Give what was computed in a longer float the dtype of the node; codes stay codes."""
+    dtype = dtype_of(node.meta["val"].dtype)
+    return converted(found, dtype) if found.dtype == meeting(dtype) else found
 
 
 def _product(lowering: Lowering, node: fx.Node | None, a: Value, b: Value) -> Value:
     """Multiply matrices of one dtype; `node` is the operator that does no more than that."""
-    if (made := linear(lowering, node, a, b, None)) is not None:
+    of = Factors(a, b) if node is None else lowering.factors(node.args[0], node.args[1], 1, Factors(a, b))
+    if (made := linear(lowering, node, of, None)) is not None:
         return made
     found = multiply(lowering, lowering.unsqueezed(a), lowering.unsqueezed(b))
     return lowering.reshape(found, found.shape[1:])
@@ -179,9 +187,10 @@ def _addmm(
     lowering: Lowering, node: fx.Node, bias: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1
 ) -> Value:
     a, b, bias = _computed(lowering, a, b, bias)
-    made = linear(lowering, node, a, b, bias) if alpha == 1 and beta == 1 else None
+    of = lowering.factors(node.args[1], node.args[2], 1, Factors(a, b))
+    made = linear(lowering, node, of, bias) if alpha == 1 and beta == 1 else None
     if made is not None:
-        return converted(made, dtype_of(node.meta["val"].dtype))
+        return _as_asked(node, made)
     return _scaled_sum(lowering, node, _product(lowering, None, a, b), bias, alpha, beta)
 
 

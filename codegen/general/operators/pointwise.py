@@ -12,6 +12,7 @@ from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
 from torch._prims_common import elementwise_dtypes
 
 from specqd.codegen.general import functions
+from specqd.codegen.general.codes import DEQUANTIZE, QUANTIZE
 from specqd.codegen.general.functions import FLOATS
 from specqd.codegen.general.lowering import CHEAP, Lowering
 from specqd.codegen.general.values import Value, cast, const
@@ -29,7 +30,7 @@ _FINITE = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.relu.default, aten.hardtanh.default, aten.clamp.default,
     aten.hardswish.default, aten.hardsigmoid.default, aten.silu.default, aten.sigmoid.default, aten.gelu.default,
     aten.leaky_relu.default, aten.elu.default, aten.mish.default, aten.tanh.default, aten.maximum.default,
-    aten.minimum.default,
+    aten.minimum.default, QUANTIZE, DEQUANTIZE,
 }  # fmt: skip
 
 #: operations of a function that is no longer simple arithmetic

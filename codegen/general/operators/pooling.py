@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from specqd.codegen.general.functions import INTEGERS
 from specqd.codegen.general.kernels import blocked
 from specqd.codegen.general.lowering import Lowering
 from specqd.codegen.general.operators.joining import padded
@@ -73,17 +74,16 @@ def _max_pool(
     shape = tuple(lowering.sizes(size) for size in given[0].shape)
     _demand_static(shape[len(shape) - rank :], ceil_mode)
     stride, padding, dilation = (_each(v, rank) for v in (stride or kernel, padding, dilation))
-    out, meet = shape[len(shape) - rank :], meeting(x.dtype)
-    fill = float("-inf") if meet.startswith("float") else int(limit(meet, least=True).value)
+    out, dtype, meet = shape[len(shape) - rank :], x.dtype, meeting(x.dtype)
+    fill = int(limit(dtype, least=True).value) if dtype in INTEGERS else float("-inf")
     with_places = any(user.args[1] == 1 and user.users for user in node.users)
-    x = converted(x, meet)
     if with_places:
         x = replace(x, blocks=None)
-    windows = _windows(lowering, x, out, kernel, stride, padding, dilation, fill)
+    windows = converted(_windows(lowering, x, out, kernel, stride, padding, dilation, fill), meet)
     last = len(windows.shape) - 1
     if not with_places:
         found = _pooled(lowering, extreme(lowering, windows, [last], largest=True), shape)
-        return converted(found, dtype_of(given[0].dtype)), None
+        return lowering.ready(converted(found, dtype)), None
     values, where = (lowering.reshape(v, shape) for v in places(lowering, windows, last, largest=True))
     sizes = x.shape[len(x.shape) - rank :]
 
@@ -96,7 +96,7 @@ def _max_pool(
             result = result * size + (i * s + k * d - p)
         return result
 
-    return converted(values, dtype_of(given[0].dtype)), where.view(shape, at, 4)
+    return converted(values, dtype), where.view(shape, at, 4)
 
 
 def _avg_pool(

@@ -48,7 +48,7 @@ def _mean(lowering: Lowering, node: fx.Node, x: Value, dims: Any = None, *_: Any
     meet = meeting(dtype_of(node.meta["val"].dtype))
     dims = dimensions(dims, len(x.shape))
     if x.blocks is not None and x.dtype == meet and sorted(dims) == [2, 3]:
-        found = lowering.settle(mean(lowering, lowering.settle(x.blocks), [2, 3]))
+        found = lowering.settle(mean(lowering, x.blocks, [2, 3]))
         kept = blocked(found, (*x.shape[:2], 1, 1))
         return kept if kept.shape == shape_of(lowering, node) else _finish(lowering, node, kept)
     return _finish(lowering, node, mean(lowering, converted(x, meet), dims))
