@@ -54,7 +54,9 @@ def linear(
         given.append(_stored(lowering, bias, "channels", pack_channels))
     if end.residual is not None:
         given.append(lowering.reshape(end.residual, (m, n)))
-    return lowering.call("linear", _private(gemm(spec, lowering.isa)), given, (m, n), "float32")
+    return lowering.call(
+        "linear", _private(gemm(spec, lowering.isa)), given, (m, n), "float32", 2 * lowering.work(m, n, k)
+    )
 
 
 def convolution(
@@ -92,8 +94,9 @@ def convolution(
         residual = end.residual if end.residual.blocks else lowering.reshape(end.residual, shape)
         given.append(lowering.settle(residual.blocks or _blocks(lowering, residual)))
     found = lowering.call(
-        "convolve", _private(conv2d(spec, lowering.isa)), given, blocked_shape(*shape, "float32"), "float32"
-    )
+        "convolve", _private(conv2d(spec, lowering.isa)), given, blocked_shape(*shape, "float32"), "float32",
+        2 * lowering.work(*shape, *weight.shape[1:]),
+    )  # fmt: skip
     return blocked(found, shape)
 
 

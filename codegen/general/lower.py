@@ -21,6 +21,7 @@ from specqd.codegen.general.table import RULES
 from specqd.codegen.general.values import Value, i64
 from specqd.codegen.isa import ISA
 from specqd.errors import CodegenError
+from specqd.manifest import KernelCall
 from specqd.program import Entry, Program
 
 __all__ = ["Lowered", "lower"]
@@ -41,6 +42,7 @@ class Lowered:
         outputs: likewise; sizes that are computed are None.
         ranges: the least and the largest value of each symbol; None for no limit.
         parameters: what makes the arrays of the parameters, by name, in their order.
+        calls: the calls of kernels, in order.
     """
 
     module: Any
@@ -48,6 +50,7 @@ class Lowered:
     outputs: tuple[tuple[str, tuple[int | None, ...]], ...]
     ranges: Mapping[str, tuple[int, int | None]]
     parameters: Mapping[str, tuple[Value, Callable[[], Any]]]
+    calls: tuple[KernelCall, ...]
 
 
 def lower(program: Program, entry: Entry, isa: ISA) -> Lowered:
@@ -100,7 +103,8 @@ class _Walk:
         if self.refused:
             raise CodegenError(*self.refused.values())
         described = tuple(map(self._described, results))
-        return Lowered(self.builder.get(), inputs, described, self.ranges, parameters)
+        calls = tuple(self.lowering.calls)
+        return Lowered(self.builder.get(), inputs, described, self.ranges, parameters, calls)
 
     # -- inputs and outputs -------------------------------------------------------------------------------------
 
@@ -161,6 +165,7 @@ class _Walk:
         if any(self._lacks(source) for source in node.all_input_nodes) or self._folded(node):
             return
         rule = RULES.get(node.target, _refuse)
+        self.lowering.node = node
         try:
             args, kwargs = (map_arg(a, self._argument) for a in (node.args, node.kwargs))
             found = rule(self.lowering, node, *args, **kwargs)

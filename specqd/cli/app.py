@@ -16,6 +16,7 @@ _ORDER = (
     "generate",
     "tune",
     "bench",
+    "profile",
     "inspect",
     "explain",
     "passes",

@@ -64,7 +64,8 @@ def multiply(lowering: Lowering, a: Value, b: Value, name: str = "multiply") -> 
     def nothing(kernel: Kernel, out: Any) -> None:
         I.evaluate(i64(0))
 
-    return lowering.launch(name, [(shape, dtype)], nothing if 0 in shape else emit)[0]
+    flops = 2 * lowering.work(batch, m, n, k)
+    return lowering.launch(name, [(shape, dtype)], nothing if 0 in shape else emit, flops)[0]
 
 
 def _blocks(size: Any, width: int) -> Any:
