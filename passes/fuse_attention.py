@@ -97,5 +97,8 @@ def _rule(scores: Any, masks: Any, dtype: torch.dtype | None) -> Rule:
 
 
 # Transposed keys are transposed back; where they were transposed before, that is twice for nothing.
-_TWICE = Rule(lambda x: x.transpose(-2, -1).transpose(-2, -1), lambda x: x, (_Q,))
-_RULES = (*(_rule(*ways) for ways in product(_SCORES, _MASKS, (None, torch.float32))), _TWICE)
+_TWICE = (
+    Rule(lambda x: x.transpose(-2, -1).transpose(-2, -1), lambda x: x, (_Q,)),
+    Rule(lambda x: x.mT.transpose(-2, -1), lambda x: x, (_Q,)),
+)
+_RULES = (*(_rule(*ways) for ways in product(_SCORES, _MASKS, (None, torch.float32))), *_TWICE)

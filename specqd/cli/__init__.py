@@ -18,7 +18,8 @@ __all__ = ["main"]
 
 # The modules that attach their verbs to the application when they are imported.
 _VERBS = (
-    "bench", "compile", "demo", "explain", "fetch", "generate", "inspect", "passes", "profile", "synthesize", "tune",
+    "bench", "compile", "demo", "diff", "explain", "fetch", "generate", "inspect", "passes", "profile", "rewrite",
+    "synthesize", "tune",
 )  # fmt: skip
 
 
