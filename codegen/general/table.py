@@ -8,6 +8,7 @@ from typing import Any
 from specqd.codegen.general.operators import (
     activations,
     arithmetic,
+    attention,
     convolution,
     indexing,
     joining,
@@ -29,6 +30,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     **joining.RULES,
     **reductions.RULES,
     **matrix.RULES,
+    **attention.RULES,
     **convolution.RULES,
     **normalisation.RULES,
     **indexing.RULES,
