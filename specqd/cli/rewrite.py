@@ -48,6 +48,7 @@ def rewrite(
     Example: specqd rewrite vit.pt2 "fuse-attention, fold-constants" -o fused.pt2
     """
     import specqd
+    from specqd.html_view import Stages
     from specqd.passes.watchers import diff
     from specqd.saving import save_exported
 
@@ -56,10 +57,14 @@ def rewrite(
             raise InputError(f"{file} is there already: remove it, or give --force")
     steps = specqd.Pipeline.parse(pipeline)
     lines: list[str] = []
+    stages = Stages()
     with progress_bar() as tell:
         tell("capturing the model", 0, 0)
         before = specqd.capture(model)
-        after = steps(before, diff(lines.append), tell=tell)
+        watchers = [diff(lines.append), stages] if html else [diff(lines.append)]
+        after = steps(before, *watchers, tell=tell)
+        if html:
+            html.write_text(stages.page(f"{Path(model).name}: {steps}"), "utf-8")
         if output:
             tell("writing the model", 0, 0)
             save_exported(after, output, entry)
