@@ -4,7 +4,7 @@ from small_modules import calls, of
 from small_programs import DIM, Decoder, logits
 from small_programs import of as decoder
 
-from specqd.passes.common_subexpressions import CommonSubexpressions
+from specqd.passes.subexpressions import CommonSubexpressions
 
 X = torch.arange(6.0).reshape(2, 3) - 2
 
