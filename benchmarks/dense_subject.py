@@ -24,7 +24,7 @@ from specqd.codegen.dense_kernels import (
 )
 from specqd.codegen.isa import ISA
 from specqd.codegen.library import machine_code
-from specqd.codegen.tir import I, f32, load, local, parallel, splat, store, tirx
+from specqd.codegen.yardsticks import yardsticks
 from specqd.runtime.library import aligned, tensor
 
 __all__ = ["PRECISIONS", "kernel", "peak"]
@@ -92,26 +92,11 @@ def _random(rng: np.random.Generator, buffer: Any) -> Any:
 
 def peak(isa: ISA, threads: int) -> float:
     """FP32 GFLOP/s of chains of multiplications and additions in registers, on all threads."""
-    chains, steps = isa.registers - 4, 100_000
-    out = tirx.decl_buffer((threads * isa.lanes,), "float32", "out")
-    with tvm.script.ir_builder.IRBuilder() as builder, parallel(threads) as t:
-        sums = [local(isa.lanes, "float32") for _ in range(chains)]
-        for i, row in enumerate(sums):
-            store(row, 0, splat(f32(float(i)), isa.lanes), isa.lanes)
-        factor = I.bind(splat(out[0], isa.lanes))
-        with I.serial(0, steps):
-            for row in sums:
-                store(row, 0, isa.fma(load(row, 0, isa.lanes), factor, factor), isa.lanes)
-        total = load(sums[0], 0, isa.lanes)
-        for row in sums[1:]:
-            total = total + load(row, 0, isa.lanes)
-        store(out, t * isa.lanes, total, isa.lanes)
-    function = tirx.PrimFunc([out], builder.get()).with_attr({"global_symbol": "peak", "tirx.noalias": True})
-    call = machine_code(tvm.IRModule({"peak": function}), isa).jit()["peak"]
+    loops = yardsticks(isa, threads)
     buffer = tensor(aligned(threads * isa.lanes * 4).view(np.float32))
     taken = []
     for _ in range(20):
         began = time.perf_counter()
-        call(buffer)
+        loops.compute(buffer)
         taken.append(time.perf_counter() - began)
-    return 2 * chains * isa.lanes * steps * threads / min(taken) / 1e9
+    return loops.flops / min(taken) / 1e9

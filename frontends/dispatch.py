@@ -23,7 +23,8 @@ def capture(
     """Return a Program of what `source` computes.
 
     1. A module with example inputs: see specqd.frontends.torch_export.capture_module.
-    2. Anything else is a language model: a folder, a hub id, a .gguf file or a transformers model, see
+    2. A `.pt2` file of torch.export: see specqd.frontends.exported.read_exported.
+    3. Anything else is a language model: a folder, a hub id, a .gguf file or a transformers model, see
        specqd.frontends.huggingface.capture.
 
     Raises:
@@ -33,6 +34,10 @@ def capture(
     if example_inputs is None:
         if dynamic_shapes is not None:
             raise InputError("dynamic_shapes needs example_inputs, whose sizes it speaks of")
+        if isinstance(source, str | Path) and Path(source).suffix == ".pt2":
+            from .exported import read_exported
+
+            return read_exported(Path(source))
         from .huggingface import capture as capture_language_model
 
         return capture_language_model(source, tokenizer=tokenizer)

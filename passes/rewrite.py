@@ -10,7 +10,7 @@ from torch import fx
 
 from specqd.program import Program
 
-__all__ = ["add_weight", "plain_name", "read_weight", "rename_placeholder", "replace"]
+__all__ = ["add_weight", "plain_name", "put_in_place", "read_weight", "rename_placeholder", "replace"]
 
 _DESCRIBES_THE_PLACE = ("nn_module_stack", "stack_trace", "source_fn_stack")
 
@@ -21,12 +21,19 @@ def replace(old: fx.Node, target: Callable[..., Any], args: tuple[Any, ...]) -> 
     The new node keeps where in the model's source it comes from, and its metadata entry `replaces` is `old`'s
     name.
     """
+    return put_in_place(old, target, args, {}, instead=True)
+
+
+def put_in_place(
+    old: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, instead: bool
+) -> fx.Node:
+    """Put a new call in front of `old`, from the same place of the model, and `instead` of it as `replace` does."""
     with old.graph.inserting_before(old):
-        new = old.graph.create_node("call_function", target, args, name=plain_name(target))
-    new.meta = {key: old.meta[key] for key in _DESCRIBES_THE_PLACE if key in old.meta} | {
-        "replaces": old.name
-    }
-    old.replace_all_uses_with(new)
+        new = old.graph.create_node("call_function", target, args, kwargs, name=plain_name(target))
+    new.meta = {key: old.meta[key] for key in _DESCRIBES_THE_PLACE if key in old.meta}
+    if instead:
+        new.meta["replaces"] = old.name
+        old.replace_all_uses_with(new)
     return new
 
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from specqd.errors import InputError
 from specqd.passes import Applied, Pipeline
-from specqd.program import Entry, Program
+from specqd.program import Entry, Program, module_of
 
 if TYPE_CHECKING:
     from specqd.graphs import GraphsExplanation
@@ -81,7 +81,7 @@ class Explanation:
 def explain(source: Any, *given: Any) -> Explanation | GraphsExplanation:
     """Say what is done with a model, and what is not, and why.
 
-    1. `explain(program, pipeline)`, or the path or hub id of a language model in its place: run the pipeline and tell
+    1. `explain(program, pipeline)`, or what specqd.capture takes alone in its place: run the pipeline and tell
        every node's story.
     2. `explain(module, *inputs)`: tell which graphs `torch.compile(module, backend="specqd")` makes of it, and what in
        them cannot be compiled; see specqd.graphs.
@@ -96,7 +96,7 @@ def explain(source: Any, *given: Any) -> Explanation | GraphsExplanation:
         raise InputError("explain takes a program or a path, and a pipeline; or a module, and its inputs")
     (pipeline,) = given
     if not isinstance(source, Program):
-        from specqd.frontends.huggingface import capture
+        from specqd.frontends.dispatch import capture
 
         source = capture(source)
     record = _Record(source)
@@ -150,19 +150,13 @@ class _Record:
         for node in nodes:
             notes = [(made_by, "made")] if made_by else []
             operator = str(node.target).rpartition(".")[0] if node.op == "call_function" else node.op
-            story = NodeStory(entry.name, node.name, operator, _module(node), notes, origin)
+            story = NodeStory(entry.name, node.name, operator, module_of(node), notes, origin)
             self.stories.append(story)
             self.living[entry.name, node.name] = story
 
 
 def _calls(entry: Entry) -> Iterator[fx.Node]:
     return (node for node in entry.graph.nodes if node.op == "call_function")
-
-
-def _module(node: fx.Node) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]).removeprefix("model.") if stack else ""  # capture wraps the model as `model`
-    return "" if path.startswith("_") else path  # torch.export's own marks
 
 
 def _taken(before: Entry, after: Entry) -> Iterator[tuple[fx.Node, str]]:

@@ -134,17 +134,31 @@ class TensorRecord(_Record):
         return f"{self.name} {self.dtype} [{', '.join('?' if size is None else str(size) for size in self.shape)}]"
 
 
+class KernelCall(_Record):
+    """One call of a kernel: the operator it was made for, the module of the model where that is, and its work.
+
+    `flops` are those of a product's multiplications and additions, at the sizes of the example inputs; 0 for kernels
+    that are no product.
+    """
+
+    function: str
+    operator: str
+    module: str
+    flops: int
+
+
 class ModuleRecord(_Record):
     """How to call the function of a module that is no language model.
 
     It takes `inputs`, then the weights named in `parameters`, and gives `outputs`; `ranges` are the least and the
-    largest value of dynamic sizes by name, None for no limit.
+    largest value of dynamic sizes by name, None for no limit. `kernels` are its calls in order, if they were recorded.
     """
 
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     ranges: dict[str, tuple[int, int | None]]
     parameters: tuple[str, ...]
+    kernels: tuple[KernelCall, ...] = ()
 
 
 class Selection(_Record):

@@ -11,7 +11,7 @@ from specqd.cache_formats import FORMATS, held, rotated, rotated_back
 from specqd.manifest import BLOCK
 
 __all__ = [
-    "REFINED_TOGETHER", "among_all", "cached_attention", "causal_attention", "linear_int8", "linear_mxfp4",
+    "REFINED_TOGETHER", "among_all", "attention", "cached_attention", "causal_attention", "linear_int8", "linear_mxfp4",
     "linear_refined", "rms_norm", "rope",
 ]  # fmt: skip
 
@@ -156,6 +156,21 @@ def cached_attention(
 @cached_attention.register_fake
 def _(q, k, v, *_, **__):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+
+
+@torch.library.custom_op("specqd::attention", mutates_args=())
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    """`softmax(q k^T scale + mask) v` of float32 `q [B, H, L, D]`, `k [B, H, S, D]`, `v [B, H, S, Dv]`.
+
+    A float32 `mask`, which spreads to `[B, H, L, S]`, is added; of a bool one, what is false is not seen. `causal`:
+    query i sees the keys up to the i-th. A row that sees nothing gives zeros.
+    """
+    return F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale).contiguous()
+
+
+@attention.register_fake
+def _(q, k, v, mask, scale, causal):  # type: ignore[no-untyped-def]
+    return q.new_empty(*q.shape[:3], v.shape[3])
 
 
 @torch.library.custom_op("specqd::rms_norm", mutates_args=())

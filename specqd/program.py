@@ -12,7 +12,7 @@ from specqd.cache_formats import FORMATS, KEY_FORMATS
 from specqd.errors import InputError
 from specqd.manifest import Selection
 
-__all__ = ["TOKENS", "Entry", "Event", "Input", "KVCache", "ModelInfo", "Program"]
+__all__ = ["TOKENS", "Entry", "Event", "Input", "KVCache", "ModelInfo", "Program", "module_of"]
 
 
 @dataclass(frozen=True)
@@ -234,3 +234,10 @@ class Program:
         ]
         lines.append(f"  chain: {' <- '.join(self.chain)}")
         return "\n".join(lines)
+
+
+def module_of(node: fx.Node) -> str:
+    """Return the path of the model's module that a node comes from; empty if that is not known."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]).removeprefix("model.") if stack else ""  # capture wraps the model as `model`
+    return "" if path.startswith("_") else path  # torch.export's own marks

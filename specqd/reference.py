@@ -13,7 +13,10 @@ from specqd.cache_formats import FORMATS, tensor_dtype
 from specqd.errors import InputError
 from specqd.program import Entry, Program
 
-__all__ = ["Interpreter", "demand_fitting", "inputs", "module", "new_caches", "propagate", "run"]
+__all__ = [
+    "Interpreter", "ShapeInterpreter", "demand_fitting", "inputs", "module", "new_caches", "propagate", "run",
+    "weight_seen",
+]  # fmt: skip
 
 
 class Interpreter(fx.Interpreter):
@@ -28,27 +31,32 @@ class Interpreter(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Give the weight as the graph sees it."""
-        return _seen(self.entry, self.weights[target])
+        return weight_seen(self.entry, self.weights[target])
 
 
-class _ShapeInterpreter(Interpreter):
+class ShapeInterpreter(Interpreter):
+    """Runs a graph on fake tensors of a mode, and keeps each node's value as its `meta["val"]`."""
+
     def __init__(self, program: Program, entry: Entry, mode: Any) -> None:
         super().__init__(program, entry)
         self.mode = mode
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Give a fake tensor of the weight's shape."""
         weight = self.weights[target]
         as_float32 = self.entry.of_language_model and weight.is_floating_point()
         with self.mode:
             return torch.empty(weight.shape, dtype=torch.float32 if as_float32 else weight.dtype)
 
     def run_node(self, n: fx.Node) -> Any:
+        """Keep what a node computes."""
         value = super().run_node(n)
         n.meta["val"] = value
         return value
 
 
-def _seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
+def weight_seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight as an entry's graph sees it: float32 if it is a language model's, of whatever float dtype."""
     return weight.float() if entry.of_language_model and weight.is_floating_point() else weight
 
 
@@ -136,7 +144,7 @@ def propagate(program: Program, entry: Entry, rows: int) -> None:
             given = inputs(entry, tokens, tokens.clone(), new_caches(program))
         else:
             given = [torch.zeros(i.shape, dtype=getattr(torch, i.dtype)) for i in entry.inputs]
-        _ShapeInterpreter(program, entry, mode).run(*given)
+        ShapeInterpreter(program, entry, mode).run(*given)
 
 
 def module(program: Program, entry: Entry) -> torch.nn.Module:
@@ -151,7 +159,7 @@ def module(program: Program, entry: Entry) -> torch.nn.Module:
         path, _, last = name.rpartition(".")
         if path in names:
             path, _, last = f"{path}_{last}".rpartition(".")
-        _hold(holder, path, last, _seen(entry, program.weights[name]).detach())
+        _hold(holder, path, last, weight_seen(entry, program.weights[name]).detach())
         for node in graph.find_nodes(op="get_attr"):
             node.target = f"{path}.{last}".lstrip(".") if node.target == name else node.target
     return fx.GraphModule(holder, graph, class_name=program.model.family).eval()

@@ -46,6 +46,9 @@ VERBS = [
     "fetch",
     "passes",
     "explain",
+    "rewrite",
+    "diff",
+    "profile",
     "synthesize-images",
 ]
 

@@ -66,6 +66,7 @@ def build(
         ),
         ranges=dict(lowered.ranges),
         parameters=tuple(lowered.parameters),
+        kernels=lowered.calls,
     )
     triple = f"{platform.machine()}-unknown-{platform.system().lower()}-gnu"
     weights = Parameters({name: make for name, (_, make) in lowered.parameters.items()})

@@ -63,7 +63,9 @@ def linear(lowering: Lowering, node: fx.Node | None, of: Factors, bias: Value | 
         given.append(_stored(lowering, bias, "channels", pack_channels))
     if end.residual is not None:
         given.append(lowering.reshape(end.residual, (m, n)))
-    return lowering.call("linear", _private(gemm(spec, lowering.isa)), given, (m, n), end.dtype)
+    return lowering.call(
+        "linear", _private(gemm(spec, lowering.isa)), given, (m, n), end.dtype, 2 * lowering.work(m, n, k)
+    )
 
 
 def convolution(
@@ -99,8 +101,9 @@ def convolution(
         residual = end.residual if end.residual.blocks else lowering.reshape(end.residual, shape)
         given.append(_in_blocks(lowering, residual))
     found = lowering.call(
-        "convolve", _private(conv2d(spec, lowering.isa)), given, blocked_shape(*shape, end.dtype), end.dtype
-    )
+        "convolve", _private(conv2d(spec, lowering.isa)), given, blocked_shape(*shape, end.dtype), end.dtype,
+        2 * lowering.work(*shape, *of.weight.shape[1:]),
+    )  # fmt: skip
     return blocked(found, shape)
 
 

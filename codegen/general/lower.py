@@ -26,6 +26,7 @@ from specqd.codegen.general.table import RULES
 from specqd.codegen.general.values import Value, i64
 from specqd.codegen.isa import ISA
 from specqd.errors import CodegenError
+from specqd.manifest import KernelCall
 from specqd.program import Entry, Program
 
 __all__ = ["Lowered", "lower"]
@@ -47,6 +48,7 @@ class Lowered:
         outputs: likewise; sizes that are computed are None.
         ranges: the least and the largest value of each symbol; None for no limit.
         parameters: what makes the arrays of the parameters, by name, in their order.
+        calls: the calls of kernels, in order.
     """
 
     module: Any
@@ -54,6 +56,7 @@ class Lowered:
     outputs: tuple[tuple[str, tuple[int | None, ...]], ...]
     ranges: Mapping[str, tuple[int, int | None]]
     parameters: Mapping[str, tuple[Value, Callable[[], Any]]]
+    calls: tuple[KernelCall, ...]
 
 
 def lower(program: Program, entry: Entry, isa: ISA) -> Lowered:
@@ -111,7 +114,8 @@ class _Walk:
         if self.refused:
             raise CodegenError(*self.refused.values())
         described = tuple(map(self._described, results))
-        return Lowered(self.builder.get(), inputs, described, self.ranges, parameters)
+        calls = tuple(self.lowering.calls)
+        return Lowered(self.builder.get(), inputs, described, self.ranges, parameters, calls)
 
     # -- inputs and outputs -------------------------------------------------------------------------------------
 
@@ -176,6 +180,7 @@ class _Walk:
         rule = RULES.get(node.target, _refuse)
         if node.target not in TAKES_BF16 and any(map(_is_bf16, node.all_input_nodes)):
             rule = _refuse_bf16
+        self.lowering.node = node
         try:
             args, kwargs = (map_arg(a, self._argument) for a in (node.args, node.kwargs))
             found = rule(self.lowering, node, *args, **kwargs)

@@ -22,6 +22,8 @@ from specqd.codegen.general.sizes import Sizes
 from specqd.codegen.general.values import Constant, Tensor, Value, array, i64, product, stored, zero
 from specqd.codegen.isa import ISA
 from specqd.codegen.tir import I
+from specqd.manifest import KernelCall
+from specqd.program import module_of
 
 __all__ = ["End", "Lowering"]
 
@@ -56,6 +58,8 @@ class Lowering:
         self.endings: Callable[..., End] = lambda node, through_views, dtype: End()
         self.factors: Callable[[fx.Node, fx.Node, int, Factors], Factors]
         self.parameters: dict[str, tuple[Value, Callable[[], np.ndarray]]] = {}
+        self.node: fx.Node | None = None
+        self.calls: list[KernelCall] = []
 
     def tensor(self, var: Any, shape: Sequence[Any], dtype: str, *, given: bool = False) -> Value:
         """Return the value of a Relax variable."""
@@ -91,7 +95,11 @@ class Lowering:
         return self.parameter(f"{value.data.name}:{form}", shape, value.dtype, lambda: change(array(data)))
 
     def launch(
-        self, name: str, outputs: Sequence[tuple[Sequence[Any], str]], write: Callable[..., None]
+        self,
+        name: str,
+        outputs: Sequence[tuple[Sequence[Any], str]],
+        write: Callable[..., None],
+        flops: int = 0,
     ) -> list[Value]:
         """Call a new kernel: `write(kernel, *buffers)` emits what fills its outputs, of these shapes and dtypes."""
         kernel = Kernel(self.isa, self.sizes.hint)
@@ -100,7 +108,7 @@ class Lowering:
         symbols = list(self.sizes.symbols.values())
         function, used = kernel.function(builder.get(), symbols)
         types = [relax.TensorType(list(map(i64, shape)), stored(dtype)) for shape, dtype in outputs]
-        target = self.builder.add_func(function, name)
+        target = self._added(function, name, flops)
         arguments = [*(tensor.var for tensor in kernel.inputs), *used]
         call = self.builder.emit(
             relax.call_tir(target, arguments, out_ty=types if len(types) > 1 else types[0])
@@ -117,13 +125,27 @@ class Lowering:
         return self.endings(node, through_views, dtype)
 
     def call(
-        self, name: str, function: Any, given: Sequence[Value], shape: Sequence[Any], dtype: str
+        self,
+        name: str,
+        function: Any,
+        given: Sequence[Value],
+        shape: Sequence[Any],
+        dtype: str,
+        flops: int = 0,
     ) -> Value:
         """Call a kernel that is written already: from tensors to one tensor."""
-        target = self.builder.add_func(function, name)
+        target = self._added(function, name, flops)
         kind = relax.TensorType(list(map(i64, shape)), stored(dtype))
         arguments = [value.tensor.var for value in given if value.tensor is not None]
         return self.tensor(self.builder.emit(relax.call_tir(target, arguments, out_ty=kind)), shape, dtype)
+
+    def _added(self, function: Any, name: str, flops: int) -> Any:
+        """Add a function and note that it is called for the operator that is being lowered."""
+        target = self.builder.add_func(function, name)
+        operator, module = ("", "") if self.node is None else (str(self.node.target), module_of(self.node))
+        call = KernelCall(function=target.name_hint, operator=operator, module=module, flops=flops)
+        self.calls.append(call)
+        return target
 
     def settle(self, value: Value, *, copy: bool = False) -> Value:
         """Compute a value into a tensor of its own; one that is a tensor stays as it is, unless it is to be a copy."""

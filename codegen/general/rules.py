@@ -14,6 +14,9 @@ __all__ = ["OWN"]
 
 aten = torch.ops.aten
 
+#: channels of a head beyond which what a task mixes would not stay in the first cache
+MOST_CHANNELS = 256
+
 
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, embed_dim: int, num_head: int, qkv_weight: Tensor, qkv_bias: Tensor,
@@ -70,14 +73,28 @@ def _attend(
     attn_mask: Tensor | None = None, scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Scaled dot-product attention on a CPU; torch's own rule also looks for rows that a mask hides whole."""
+    by = query.shape[-1] ** -0.5 if scale is None else scale
     if attn_mask is not None:
         rule = decomposition_table[aten._scaled_dot_product_flash_attention_for_cpu.default]
-        return rule(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    if is_causal:
-        rows, columns = (torch.arange(x.shape[-2], device=x.device) for x in (query, key))
-        scores = torch.where(rows[:, None] >= columns, scores, float("-inf"))
-    return scores.softmax(-1) @ value, scores.logsumexp(-1)
+        found, sums = rule(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    else:
+        scores = (query * by) @ key.transpose(-2, -1)
+        if is_causal:
+            rows, columns = (torch.arange(x.shape[-2], device=x.device) for x in (query, key))
+            scores = torch.where(rows[:, None] >= columns, scores, float("-inf"))
+        found, sums = scores.softmax(-1) @ value, scores.logsumexp(-1)
+    if _has_kernel(query, key, value, attn_mask):
+        found = torch.ops.specqd.attention(query, key, value, attn_mask, by, is_causal)
+    return found, sums
+
+
+def _has_kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether one kernel computes attention: in float32, over channels whose number is known and fits in its memory."""
+    given = [query, key, value, *([] if mask is None or mask.dtype is torch.bool else [mask])]
+    channels = (query.shape[-1], value.shape[-1])
+    return all(x.dtype is torch.float32 for x in given) and all(
+        isinstance(n, int) and 0 < n <= MOST_CHANNELS for n in channels
+    )
 
 
 def _adaptive_avg_pool3d(x: Tensor, size: list[int]) -> Tensor:

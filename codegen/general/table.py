@@ -8,6 +8,7 @@ from typing import Any
 from specqd.codegen.general.operators import (
     activations,
     arithmetic,
+    attention,
     convolution,
     indexing,
     joining,
@@ -30,6 +31,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     **joining.RULES,
     **reductions.RULES,
     **matrix.RULES,
+    **attention.RULES,
     **convolution.RULES,
     **normalisation.RULES,
     **indexing.RULES,

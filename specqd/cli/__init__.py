@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -14,6 +15,12 @@ from specqd.cli.faults import sentence
 from specqd.errors import SpecqdError
 
 __all__ = ["main"]
+
+# The modules that attach their verbs to the application when they are imported.
+_VERBS = (
+    "bench", "compile", "demo", "diff", "explain", "fetch", "generate", "inspect", "passes", "profile", "rewrite",
+    "synthesize", "tune",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,8 +60,10 @@ def _run(arguments: Sequence[str], received: list[int]) -> int:
     """
     import typer
 
-    from specqd.cli import bench, compile, demo, explain, fetch, generate, inspect, passes, synthesize, tune  # noqa: F401
     from specqd.cli.app import app
+
+    for module in _VERBS:
+        import_module(f"specqd.cli.{module}")
 
     # Of its errors of usage typer has a public name for this kind alone.
     usage_error = cast(type[Exception], typer.BadParameter.__base__)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-__all__ = ["ArtifactDir", "Threads", "app"]
+__all__ = ["ArtifactDir", "ModelPath", "Threads", "app"]
 
 _ORDER = (
     "demo",
@@ -16,8 +16,11 @@ _ORDER = (
     "generate",
     "tune",
     "bench",
+    "profile",
     "inspect",
     "explain",
+    "rewrite",
+    "diff",
     "passes",
     "synthesize-images",
     "fetch",
@@ -47,6 +50,14 @@ app = typer.Typer(
 
 ArtifactDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="An artifact made by `specqd compile`.", show_default=False)
+]
+ModelPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A .pt2 file of torch.export, a Hugging Face folder, a .gguf file or a hub id.",
+        show_default=False,
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -49,6 +49,7 @@ class Module:
         find = load_functions(artifact.library, threads or available_cpus())
         machine: Any = find("vm_load_executable")()
         machine["vm_initialization"](_CPU, 0, _POOLED)
+        self._machine = machine
         self._main: Callable[..., Any] = machine["main"]
         self._weights = tuple(map(tensor, _parameters(artifact, self.record)))
         self._lock = threading.Lock()
@@ -83,6 +84,19 @@ class Module:
         convert = torch.from_dlpack if torch is not None and as_torch else np.from_dlpack
         outputs = tuple(convert(value) for value in found)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def instrument(self, note: Callable[[str, bool, tuple[Any, ...]], None]) -> None:
+        """Let every call from now on tell of the functions it calls, kernels and parts of the virtual machine.
+
+        `note(name, begins, arguments)` is called before and after each; the arguments that are tensors have a shape
+        and a dtype.
+        """
+
+        def told(_: Any, name: str, begins: bool, __: Any, *arguments: Any) -> int:
+            note(name, begins, arguments)
+            return 0
+
+        self._machine["set_instrument"](told)
 
     def __repr__(self) -> str:
         """Say what it takes and gives."""

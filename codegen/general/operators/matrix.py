@@ -18,7 +18,7 @@ from specqd.codegen.general.reduce import meeting
 from specqd.codegen.general.values import Value, const, converted, i64, position, product, zero
 from specqd.codegen.tir import I, local, tirx
 
-__all__ = ["RULES", "multiply"]
+__all__ = ["RULES", "blocks", "limited", "multiply", "packed"]
 
 aten = torch.ops.aten
 
@@ -41,11 +41,11 @@ def multiply(lowering: Lowering, a: Value, b: Value, name: str = "multiply") -> 
     width = 2 * lanes if lowering.sizes.hint(n) > lanes and not small else lanes
     if lowering.sizes.hint(n) < lanes // 2:
         width = 1
-    packed = _packed(lowering, b, width)
+    columns = packed(lowering, b, width)
     a = lowering.settle(a)
     most = 2 if small else ROWS
     rows = min(most, m) if isinstance(m, int) and m else most
-    row_blocks, column_blocks = _blocks(m, rows), _blocks(n, width)
+    row_blocks, column_blocks = blocks(m, rows), blocks(n, width)
 
     def emit(kernel: Kernel, out: Any) -> None:
         grid = (batch, row_blocks, column_blocks)
@@ -54,10 +54,10 @@ def multiply(lowering: Lowering, a: Value, b: Value, name: str = "multiply") -> 
             sums = local(rows * width, dtype)
             _each(kernel, rows, width, lambda at, *_: I.buffer_store(sums, zero(dtype), [at]))
             with kernel.serial(k) as step:
-                scalars = [I.bind(a.at([one, _limited(top * rows + r, m), step])) for r in range(rows)]
+                scalars = [I.bind(a.at([one, limited(top * rows + r, m), step])) for r in range(rows)]
 
                 def add(at: Any, r: int, column: Any) -> None:
-                    I.buffer_store(sums, sums[at] + scalars[r] * packed.at([one, left, step, column]), [at])
+                    I.buffer_store(sums, sums[at] + scalars[r] * columns.at([one, left, step, column]), [at])
 
                 _each(kernel, rows, width, add)
             _store(kernel, out, (one * m + top * rows) * n, m - top * rows, n, left, sums, dtype, rows, width)
@@ -65,14 +65,17 @@ def multiply(lowering: Lowering, a: Value, b: Value, name: str = "multiply") -> 
     def nothing(kernel: Kernel, out: Any) -> None:
         I.evaluate(i64(0))
 
-    return lowering.launch(name, [(shape, dtype)], nothing if 0 in shape else emit)[0]
+    flops = 2 * lowering.work(batch, m, n, k)
+    return lowering.launch(name, [(shape, dtype)], nothing if 0 in shape else emit, flops)[0]
 
 
-def _blocks(size: Any, width: int) -> Any:
+def blocks(size: Any, width: int) -> Any:
+    """Return how many blocks of `width` a size takes."""
     return -(-size // width) if isinstance(size, int) else tirx.floordiv(size + (width - 1), i64(width))
 
 
-def _limited(at: Any, size: Any) -> Any:
+def limited(at: Any, size: Any) -> Any:
+    """Return a position, or the last one where there is none."""
     return tirx.min(at, i64(size) - 1)
 
 
@@ -128,15 +131,15 @@ def _store(
                 kernel.store(out, begin + r * n + block * width + i, rest[r * width + i])
 
 
-def _packed(lowering: Lowering, b: Value, width: int) -> Value:
+def packed(lowering: Lowering, b: Value, width: int) -> Value:
     """Return `[batch, n / width, k, width]`, with zeros beyond `n`."""
     batch, k, n = b.shape
-    shape = (batch, _blocks(n, width), k, width)
+    shape = (batch, blocks(n, width), k, width)
 
     def at(index: Sequence[Any]) -> Any:
         one, block, step, lane = index
         column = block * width + lane
-        found = b.at([one, step, _limited(column, n)])
+        found = b.at([one, step, limited(column, n)])
         if isinstance(n, int) and n % width == 0:
             return found
         return tirx.Select(column < i64(n), found, zero(b.dtype))
