@@ -34,6 +34,11 @@ _DRAFTS = {
         f"trim-vocabulary{{tokens={n}}}, {_CAST}": f"draft: trim-vocabulary{{tokens={n}}}, draft: {_CAST}"
         for n in (8192, 16384, 24576)
     },
+    **{
+        f"{pruned}, {cast}": f"draft: {pruned}, draft: {cast}"
+        for pruned in (f"sparsify{{sparsity={share},allocation=uniform}}" for share in (0.5, 0.65))
+        for cast in ("cast-int8", _CAST)
+    },
 }
 
 

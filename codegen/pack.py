@@ -12,6 +12,7 @@ from torch import Tensor
 
 from specqd.codegen.kernels.dense import BLOCK
 from specqd.codegen.kernels.integer import GROUP
+from specqd.codegen.sparse_kernels import packing
 from specqd.errors import CodegenError
 
 __all__ = ["Packed", "pack"]
@@ -107,10 +108,16 @@ def pack(packed: Packed, weights: Mapping[str, Tensor]) -> np.ndarray:
     for name in packed.sources if packed.form in _NAN else ():
         if _NAN[packed.form](weights[name]).any():
             raise CodegenError(f"{name} holds NaN; repair the checkpoint before compiling it")
-    layers = [_FORMS[packed.form](weights[name]).reshape(-1) for name in packed.sources]
+    layers = [_laid_out(packed, weights[name]).reshape(-1) for name in packed.sources]
     for name, layer in zip(packed.sources, layers, strict=True):
         if layer.size != packed.size or layer.dtype != np.dtype(packed.dtype):
             raise CodegenError(
                 f"{name} packs to {layer.size} x {layer.dtype}, not {packed.size} x {packed.dtype}"
             )
     return layers[0] if len(layers) == 1 else np.concatenate(layers)
+
+
+def _laid_out(packed: Packed, weight: Tensor) -> np.ndarray:
+    if packed.form in _FORMS:
+        return _FORMS[packed.form](weight)
+    return packing.part(packed.form, weight, packed.size)

@@ -175,7 +175,7 @@ def _manifest(folder: Path, compiled: Compiled, facts: Mapping[str, Any]) -> Man
             path.relative_to(folder).as_posix(): FileRecord(size=path.stat().st_size, sha256=_sha256(path))
             for path in paths
         },
-        **facts,
+        **{**facts, "refusals": (*facts.get("refusals", ()), *compiled.refusals)},
     )
 
 

@@ -276,7 +276,7 @@ def recent_blocks(recent: int) -> int:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What codegen hands over, free of torch: code (bytes or a file), packed weights, how to call."""
+    """What codegen hands over, free of torch: code (bytes or a file), packed weights, how to call; what it refused."""
 
     library: bytes | Path
     weights: Mapping[str, np.ndarray]
@@ -285,3 +285,4 @@ class Compiled:
     cpu_features: tuple[str, ...]
     triple: str
     module: ModuleRecord | None = None
+    refusals: tuple[Refused, ...] = ()

@@ -13,7 +13,8 @@ from typing import Any
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiles import INPUTS, tiled
 from specqd.codegen.kernels.tiling import row_tiles, tasks
-from specqd.codegen.tir import I, f32, load, local, parallel, prefetch, splat, store
+from specqd.codegen.sparse_kernels.reading import Sparse
+from specqd.codegen.tir import I, f32, load, local, parallel, prefetch, splat, store, tirx
 
 __all__ = ["BLOCK", "dense", "tile"]
 
@@ -40,7 +41,8 @@ def dense(
     """Emit one phase computing `x [rows, k] @ weight.T [k, n]`.
 
     `kind` is "bf16" (weight int32 `[n/16, k/2, 16]`) or "f32" (float32 `[n/16, k, 16]`), `offset` its first
-    element; x is float32, or int32 BF16 pairs when `isa.pairs` and kind is "bf16". `k` is even for "bf16".
+    element, or a `Sparse` matrix; x is float32, or int32 BF16 pairs when `isa.pairs` and kind is "bf16". `k` is even
+    for "bf16".
     """
     if isa.tiles and kind == "bf16" and k % INPUTS == 0:
         tiled(rows, n, k, x, weight, offset, finish, phase, space)
@@ -104,13 +106,12 @@ def tile(
     for row in acc:
         for i in range(width * vectors):
             store(row, i * lanes, splat(f32(0.0), lanes), lanes)
+    read = _reading(isa, kind, steps, first, width, weight, offset, ahead)
     with I.serial(0, steps) as s:
         inputs = [_inputs(isa, kind, x, (base + m) * steps + s) for m in range(rows)]
         for j in range(width):
-            prefetch(weight, offset + ahead(j, s) * BLOCK)
             for v in range(vectors):
-                at = offset + ((first + j) * steps + s) * BLOCK + v * lanes
-                w = load(weight, at, lanes)
+                w = read(j, s, v)
                 w = isa.bf16_prepare(w) if kind == "bf16" else I.bind(w)
                 for m in range(rows):
                     i = j * BLOCK + v * lanes
@@ -123,6 +124,36 @@ def tile(
     for m in range(rows):
         for j in range(width):
             finish(base + m, (first + j) * BLOCK, acc[m], j * BLOCK)
+
+
+def _reading(
+    isa: ISA,
+    kind: str,
+    steps: int,
+    first: Any,
+    width: int,
+    weight: Any,
+    offset: Any,
+    ahead: Callable[[int, Any], Any],
+) -> Callable[[int, Any, int], Any]:
+    """Return what reads the weights of the task's `block`-th block at a step: `read(block, step, vector)`."""
+    if isinstance(weight, Sparse):
+        readers = [weight.reader(first + j) for j in range(width)]
+        dtype = f"{'int32' if kind == 'bf16' else 'float32'}x{isa.lanes}"
+
+        def expanded(block: int, step: Any, _: int) -> Any:
+            (vector,) = readers[block].vectors((first + block) * steps + step, 1)
+            return tirx.reinterpret(dtype, vector)
+
+        return expanded
+
+    def loaded(block: int, step: Any, vector: int) -> Any:
+        if vector == 0:
+            prefetch(weight, offset + ahead(block, step) * BLOCK)
+        at = offset + ((first + block) * steps + step) * BLOCK + vector * isa.lanes
+        return load(weight, at, isa.lanes)
+
+    return loaded
 
 
 def _inputs(isa: ISA, kind: str, x: Any, at: Any) -> Any:

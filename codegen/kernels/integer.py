@@ -8,11 +8,13 @@ chain over blocks of 32 has a fixed order.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.dense import BLOCK, Finish
 from specqd.codegen.kernels.tiling import row_tiles, tasks
+from specqd.codegen.sparse_kernels.reading import Reader, Sparse
 from specqd.codegen.tir import I, f32, i32, load, local, parallel, prefetch, splat, store, tirx
 
 __all__ = ["GROUP", "integer"]
@@ -39,7 +41,7 @@ def integer(
     """Emit one phase for `kind` "mxfp4" or "int8"; `k` is a multiple of 32.
 
     `x` is (values int8 `[rows, k]`, scales float32 `[rows, k/32]`, sums int32 `[rows, k/32]`), `weight` the packed
-    values and their scales, `offset` their first elements.
+    values and their scales, `offset` their first elements; values with zeros may be a `Sparse` matrix instead.
     """
     blocks = -(-n // BLOCK)
     limit = max(1, isa.accumulators * isa.lanes // BLOCK // 2)
@@ -71,12 +73,13 @@ def _tile(
         for v in range(vectors):
             store(row, v * lanes, splat(f32(0.0), lanes), lanes)
     table = isa.e2m1_table() if kind == "mxfp4" else None
-    lines = 4 if kind == "mxfp4" else 8
+    reader = weight[0].reader(block) if isinstance(weight[0], Sparse) else None
+    lines = 0 if reader else 4 if kind == "mxfp4" else 8
     with I.serial(0, groups) as g:
         for line in range(lines):
             prefetch(weight[0], offset[0] + ((block * groups + g) * lines + line) * 64 + AHEAD)
         for v in range(vectors):
-            columns, scale = _columns(isa, kind, weight, offset, block * groups + g, v * lanes, table)
+            columns, scale = _columns(isa, kind, weight, offset, block * groups + g, v * lanes, table, reader)
             for m in range(rows):
                 _accumulate(isa, columns, scale, x, (base + m) * groups + g, acc[m], v * lanes, kind)
     if kind == "int8":
@@ -91,29 +94,30 @@ def _tile(
 
 
 def _columns(
-    isa: ISA, kind: str, weight: Any, offset: Any, group: Any, lane: int, table: Any
+    isa: ISA, kind: str, weight: Any, offset: Any, group: Any, lane: int, table: Any, reader: Reader | None
 ) -> tuple[list[Any], Any]:
     """Load one group of 32 inputs for `isa.lanes` channels: 8 columns of 4 inputs each, and their scale, if any."""
     lanes = isa.lanes
     if kind == "mxfp4":
         scale = I.bind(_e8m0(load(weight[1], offset[1] + group * BLOCK + lane, lanes), lanes))
-        return _mxfp4_columns(isa, weight[0], offset[0] + group * 256 + lane * 4, table), scale
+        at = offset[0] + group * 256 + lane * 4
+        codes = reader.pairs(group * 8, 4) if reader else _mxfp4_codes(isa, weight[0], at)
+        return [I.bind(isa.e2m1(code, table)) for code in codes], scale
+    if reader:
+        return reader.vectors(group * 8, 8), None
     return [
         I.bind(load(weight[0], offset[0] + (group * 8 + c) * 64 + lane * 4, lanes * 4)) for c in range(8)
     ], None
 
 
-def _mxfp4_columns(isa: ISA, codes: Any, at: Any, table: Any) -> list[Any]:
-    """Unpack 8 columns of 4 inputs each: int8 lanes `2 * value + 12`."""
+def _mxfp4_codes(isa: ISA, codes: Any, at: Any) -> Iterator[Any]:
+    """Unpack 8 columns of 4 inputs each: int8 lanes that hold a code."""
     n, lanes = isa.lanes * 4, isa.lanes
     low_mask = splat(tirx.const(0x0F0F0F0F, "int32"), lanes)
-    columns = []
     for c in range(4):
         packed = I.bind(tirx.reinterpret(f"int32x{lanes}", load(codes, at + c * 64, n)))
         for shifted in (packed, tirx.shift_right(packed, splat(i32(4), lanes))):
-            nibbles = tirx.reinterpret(f"int8x{n}", tirx.bitwise_and(shifted, low_mask))
-            columns.append(I.bind(isa.e2m1(nibbles, table)))
-    return columns
+            yield tirx.reinterpret(f"int8x{n}", tirx.bitwise_and(shifted, low_mask))
 
 
 def _e8m0(scales: Any, lanes: int) -> Any:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from specqd.codegen.kernels.tiling import tasks
-from specqd.codegen.tir import I, bind, i32, local, parallel, prefetch, tirx
+from specqd.codegen.sparse_kernels.reading import Sparse
+from specqd.codegen.tir import I, bind, i32, local, parallel, prefetch, store, tirx
 
 __all__ = ["INPUTS", "configure", "instruction", "release", "row_pieces", "tiled"]
 
@@ -97,17 +98,15 @@ class _Piece:
             for tile in tiles:
                 instruction("tilezero", tile)
         words = self.steps * (INPUTS // 2)  # of a row of x
+        read = self._reading(weight, offset)
         with I.serial(0, self.steps) as s:
             for m in range(len(self.sizes)):
                 row = self.base + m * _ROWS
                 _load(_SUMS + m, x, row * words + s * (INPUTS // 2), words * 4)
             operands = range(_SUMS + len(self.sizes), 8)
             for j in range(self.width):
-                at = bind(offset + ((self.first + j) * self.steps + s) * _WORDS)
                 operand = operands[j % len(operands)]
-                _load(operand, weight, at, _STRIDE)
-                for line in range(16):
-                    prefetch(weight, at + (_AHEAD + line) * 16)
+                read(operand, j, s)
                 for m in range(len(self.sizes)):
                     instruction("tdpbf16ps", sums[m][j], _SUMS + m, operand)
         out = local(_WORDS, "float32")
@@ -117,6 +116,28 @@ class _Piece:
                 with I.serial(0, size) as r:
                     row = space.simplify(self.base + m * _ROWS + space.bound(r, size))
                     finish(row, (self.first + j) * _CHANNELS, out, r * _CHANNELS)
+
+    def _reading(self, weight: Any, offset: Any) -> Callable[[int, int, Any], None]:
+        """Return what loads the weights of the `block`-th block at a step: `read(tile, block, step)`."""
+        if isinstance(weight, Sparse):
+            readers, line = [weight.reader(self.first + j) for j in range(self.width)], local(_WORDS, "int32")
+
+            def expanded(tile: int, block: int, step: Any) -> None:
+                with I.serial(0, 16) as i:
+                    at = ((self.first + block) * self.steps + step) * 16 + i
+                    (vector,) = readers[block].vectors(at, 1)
+                    store(line, i * 16, tirx.reinterpret("int32x16", vector), 16)
+                _load(tile, line, 0, _STRIDE)
+
+            return expanded
+
+        def loaded(tile: int, block: int, step: Any) -> None:
+            at = bind(offset + ((self.first + block) * self.steps + step) * _WORDS)
+            _load(tile, weight, at, _STRIDE)
+            for i in range(16):
+                prefetch(weight, at + (_AHEAD + i) * 16)
+
+        return loaded
 
 
 def _load(tile: int, buffer: Any, at: Any, stride: int) -> None:

@@ -15,6 +15,7 @@ from specqd.codegen.kernels.dense import BLOCK
 from specqd.codegen.kernels.norm import mean_and_rstd, rstd
 from specqd.codegen.lower.attending import cached_attention
 from specqd.codegen.lower.products import PRODUCTS
+from specqd.codegen.lower.stored import users
 from specqd.codegen.lower.values import Index, Value, ravel
 from specqd.codegen.lower.views import reshape
 from specqd.codegen.pack import Packed
@@ -33,7 +34,7 @@ def _embedding(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     stored = f.program.weights[str(table.target)]
     n, k = stored.shape
     bf16 = stored.dtype == torch.bfloat16 and k % 2 == 0
-    if any(f.is_matrix(u) for u in _users(f, table)):
+    if any(f.is_matrix(u) for u in users(f, table)):
         # The matrix kernels' copy of a tied table serves the lookup too: one copy in memory.
         dtype, size = ("int32", k // 2) if bf16 else ("float32", k)
         form = "bf16" if bf16 else "f32"
@@ -60,14 +61,6 @@ def _embedding(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         return tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("int32", word), i32(16)))
 
     return Value(tuple(node.meta["val"].shape), "float32", rows, vectorises=False)
-
-
-def _users(f: Any, table: fx.Node) -> list[fx.Node]:
-    """Nodes of any entry that read the weight `table` stands for."""
-    graphs = [e.graph for e in f.program.entries.values()]
-    return [
-        u for g in graphs for n in g.nodes if n.op == "get_attr" and n.target == table.target for u in n.users
-    ]
 
 
 def _statistics(f: Any, x: Value, count: int, compute: Callable[[Any], tuple[Any, ...]]) -> list[Any]:

@@ -12,6 +12,7 @@ import specqd.ops  # noqa: F401  (registers torch.ops.specqd)
 from specqd.codegen.kernels.dense import BLOCK, dense
 from specqd.codegen.kernels.integer import GROUP, integer
 from specqd.codegen.kernels.refine import refine, scratch_sizes
+from specqd.codegen.lower.stored import matrix
 from specqd.codegen.lower.values import Index, Value, of_buffer, unravel
 from specqd.codegen.pack import Packed
 from specqd.codegen.tir import I, f32, i32
@@ -38,7 +39,8 @@ def _dense_operands(
     n, k = stored.shape
     kind = "bf16" if stored.dtype == torch.bfloat16 and k % 2 == 0 else "f32"
     dtype, size = ("int32", k // 2) if kind == "bf16" else ("float32", k)
-    packed = f.step.weight(Packed(f.sources(weight), kind, dtype, -(-n // BLOCK) * BLOCK * size), gathered)
+    dense = Packed(f.sources(weight), kind, dtype, -(-n // BLOCK) * BLOCK * size)
+    packed = f.step.weight(dense, gathered) if gathered else matrix(f, weight, dense)
     return f.step.operand(value, "pairs" if kind == "bf16" and f.isa.pairs else "f32"), packed, kind, n, k
 
 
@@ -59,7 +61,7 @@ def _integer(f: Any, kind: str, value: Value, values: fx.Node, scales: fx.Node, 
     rows = -(-n // BLOCK) * BLOCK
     sizes = (rows * k // 2, rows * k // GROUP) if kind == "mxfp4" else (rows * k, rows)
     scale_dtype = "uint8" if kind == "mxfp4" else "float32"
-    w, w_at = f.step.weight(Packed(f.sources(values), kind, "int8", sizes[0]))
+    w, w_at = matrix(f, values, Packed(f.sources(values), kind, "int8", sizes[0]))
     s, s_at = f.step.weight(Packed(f.sources(scales), f"{kind}_scales", scale_dtype, sizes[1]))
     operand = f.step.operand(value, "int8")
     integer(f.isa, count, n, k, operand, (w, s), (w_at, s_at), kind, result.finish, f.step.phase, f.space)

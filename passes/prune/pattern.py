@@ -66,8 +66,12 @@ class Pattern:
 
 def smallest(scores: Tensor, count: int) -> Tensor:
     """Mark the `count` smallest scores, the first ones where several are equal; bool of the same shape."""
-    marked = torch.zeros(scores.numel(), dtype=torch.bool)
-    marked[torch.argsort(scores.reshape(-1), stable=True)[:count]] = True
+    if not count:
+        return torch.zeros(scores.shape, dtype=torch.bool)
+    flat = scores.reshape(-1)
+    threshold = flat.kthvalue(count).values  # sorting all takes four times as long
+    marked = flat < threshold
+    marked[(flat == threshold).nonzero()[: count - int(marked.sum()), 0]] = True
     return marked.reshape(scores.shape)
 
 

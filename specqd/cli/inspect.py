@@ -62,6 +62,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             (("entry"), f"{e}: {memory['weights_of'][e] / 1e6:.1f} MB of weights, rows {rows[e]}")
             for e in entries
         ),
+        *(("sparse", f"{e}: {text}") for e in entries for text in _sparse(manifest, e)),
         *(("cache", text) for text in _caches(manifest)),
         *([("selection", _selection(manifest.selection))] if manifest.selection else []),
         ("context", f"{manifest.capacity} positions"),
@@ -91,6 +92,16 @@ def _facts_of_module(manifest: Manifest, module: ModuleRecord) -> list[tuple[str
         *(("gives", str(tensor)) for tensor in module.outputs),
         ("CPU", f"{manifest.triple}, {manifest.isa}, needs {needs}"),
     ]
+
+
+def _sparse(manifest: Manifest, entry: str) -> Iterator[str]:
+    """Say which matrices are stored without their zeros, and in how many bytes."""
+    sizes = manifest.sizes("weight", entry)
+    for name in sizes:
+        whole, _, part = name.rpartition("-")
+        if part == "values":
+            nbytes = sum(sizes[f"{whole}-{other}"] for other in ("values", "masks", "starts"))
+            yield f"{whole}, {nbytes / 1e6:.2f} MB"
 
 
 def _caches(manifest: Manifest) -> Iterator[str]:
