@@ -62,7 +62,7 @@ def capture_module(module: nn.Module, example_inputs: tuple[Any, ...], dynamic_s
     }
     graph = normalise(exported.graph_module, lifted, {})
     inputs = tuple(filter(None, map(_input, graph.find_nodes(op="placeholder"))))
-    if not inputs:
+    if example_inputs and not inputs:
         raise InputError(f"{type(module).__name__} reads no tensor of its example inputs; give it one")
     for node in graph.find_nodes(op="placeholder"):
         if _input(node) is None and node.users:
@@ -86,6 +86,8 @@ def _export(module: nn.Module, example: tuple[Any, ...], dynamic: Any) -> Export
             operators = (n.target for n in exported.graph.nodes if isinstance(n.target, OpOverload))
             if any(op._schema.is_mutable for op in operators):
                 exported = exported.run_decompositions({})  # an empty table only makes operators functional
+    except CaptureError:
+        raise  # of a module that says itself why
     except Exception as error:
         raise CaptureError(f"{kind} cannot be turned into one graph: {_reason(error, module)}") from error
     signature = exported.graph_signature

@@ -81,7 +81,7 @@ class Explanation:
 def explain(source: Any, *given: Any) -> Explanation | GraphsExplanation:
     """Say what is done with a model, and what is not, and why.
 
-    1. `explain(program, pipeline)`, or the path or hub id of a language model in its place: run the pipeline and tell
+    1. `explain(program, pipeline)`, or what specqd.capture takes alone in its place: run the pipeline and tell
        every node's story.
     2. `explain(module, *inputs)`: tell which graphs `torch.compile(module, backend="specqd")` makes of it, and what in
        them cannot be compiled; see specqd.graphs.
@@ -96,7 +96,7 @@ def explain(source: Any, *given: Any) -> Explanation | GraphsExplanation:
         raise InputError("explain takes a program or a path, and a pipeline; or a module, and its inputs")
     (pipeline,) = given
     if not isinstance(source, Program):
-        from specqd.frontends.huggingface import capture
+        from specqd.frontends.dispatch import capture
 
         source = capture(source)
     record = _Record(source)
