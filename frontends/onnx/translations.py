@@ -56,7 +56,7 @@ def _attention(
 ) -> Any:
     """`Attention` on `[B, heads, S, D]`, of which fewer may be heads of keys; a window is a mask."""
     mask = _window(q, window) if window else None
-    mixed = op.Attention(q, k, v, mask, is_causal=1, scale=scale, softcap=softcap)
+    mixed, *_ = op.Attention(q, k, v, mask, is_causal=1, scale=scale, softcap=softcap)
     return op.Transpose(mixed, perm=[0, 2, 1, 3])
 
 

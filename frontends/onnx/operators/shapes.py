@@ -29,6 +29,17 @@ def _identity(node: Node, x: Any) -> Any:
     return x
 
 
+@rule("OptionalGetElement", coded=True)
+def _element(node: Node, x: Any) -> Any:
+    return x
+
+
+@rule("OptionalHasElement", coded=True)
+def _has_element(node: Node, x: Any = None) -> Any:
+    """Optional inputs are refused, so a value that there is has an element."""
+    return known(x is not None, torch.bool)
+
+
 @rule("Shape", coded=True)
 def _shape(node: Node, x: Any, *, start: int = 0, end: int | None = None) -> Any:
     return sizes(list(x.shape)[slice(start, end)])
