@@ -70,6 +70,8 @@ CASES = {
     "unknown type": (model([ADD], tensors=[tensor(data_type=77)]), "type number 77"),
     "outside": (model([ADD], tensors=[external("../w.bin")]), "outside of the model's folder"),
     "absolute": (model([ADD], tensors=[external("/etc/hostname")]), "outside of the model's folder"),
+    "name too long": (model([ADD], tensors=[external("a" * 5000)]), "which is no path"),
+    "name with a null": (model([ADD], tensors=[external("x\0y")]), "which is no path"),
     "not there": (model([ADD], tensors=[external("w.bin")]), "which is not in"),
     "no number": (model([ADD], tensors=[external("model.onnx", offset="x")]), "is no number"),
     "beyond the end": (model([ADD], tensors=[external("model.onnx", offset=10**12)]), "cut off or another's"),

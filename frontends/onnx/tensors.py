@@ -107,11 +107,12 @@ def _outside(proto: TensorProto, folder: Path | None, where: str) -> np.ndarray:
     home = folder.resolve()
     try:
         path = (home / location).resolve()
+        there = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{where} lies in {location[:99]!r}, which is no path: {error}") from error
     if not location or Path(location).is_absolute() or not path.is_relative_to(home) or path == home:
         raise InputError(f"{where} lies in {location!r}, outside of the model's folder; this is not read")
-    if not path.is_file():
+    if not there:
         raise InputError(f"{where} lies in {location!r}, which is not in {folder}; put it beside the model")
     wanted = _bytes(proto.data_type, math.prod(proto.dims))
     try:
