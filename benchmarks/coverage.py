@@ -1,4 +1,4 @@
-"""How much of what others wrote compiles, and is right: torch's OpInfo samples, timm and transformers models.
+"""How much of what others wrote compiles, and is right: OpInfo samples, ONNX node tests, timm and transformers models.
 
 Each case is compiled and compared with eager torch in a worker process, so that a crash is counted, not suffered.
 
@@ -20,6 +20,8 @@ from typing import Any
 __all__: list[str] = []
 
 _WORKER = Path(__file__).parent / "coverage_cases.py"
+#: onnx-node-tvm: TVM's own importer, on the tests of onnx-node
+SUITES = ("opinfo", "onnx-node", "onnx-node-tvm", "timm", "transformers")
 OUTCOMES = ("passed", "refused", "wrong", "crashed", "skipped")
 
 
@@ -68,7 +70,9 @@ class Worker:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", required=True, choices=("opinfo", "timm", "transformers"))
+    parser.add_argument(
+        "--suite", required=True, choices=("opinfo", "onnx-node", "onnx-node-tvm", "timm", "transformers")
+    )
     parser.add_argument("--quick", action="store_true", help="a few samples of each operator, a few models")
     parser.add_argument("--only", nargs="*", help="these names alone")
     parser.add_argument("--part", default="0/1", help="this part of so many, such as 2/8")

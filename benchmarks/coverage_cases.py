@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import specqd
-from specqd.errors import CaptureError, CodegenError, ContractError, InputError
+from specqd.errors import CaptureError, CodegenError, ContractError, InputError, SpecqdError
 
 __all__ = ["CASES", "names"]
 
@@ -72,6 +73,19 @@ def _opinfo(name: str, quick: bool) -> Iterator[Case]:
         yield f"{name} {at * step}", module, tensors
 
 
+def _node_test(name: str) -> tuple[str, str]:
+    import coverage_onnx
+
+    return coverage_onnx.attempt(name, coverage_onnx.compiled, (SpecqdError,))
+
+
+def _node_test_in_tvm(name: str) -> tuple[str, str]:
+    import coverage_onnx
+    import coverage_tvm
+
+    return coverage_onnx.attempt(name, coverage_tvm.imported, (coverage_tvm.RefusedError,))
+
+
 def _models(make: Callable[[str], Iterator[Case]]) -> Callable[[str, bool], Iterator[Case]]:
     return lambda name, quick: make(name)
 
@@ -83,8 +97,19 @@ CASES: dict[str, Callable[[str, bool], Iterator[Case]]] = {
 }
 
 
+#: suites of which a name is one case, with expected outputs of its own
+TESTS: dict[str, Callable[[str], tuple[str, str]]] = {
+    "onnx-node": _node_test,
+    "onnx-node-tvm": _node_test_in_tvm,
+}
+
+
 def names(suite: str) -> list[str]:
     """What a suite tries, a name for each request to a worker."""
+    if suite in TESTS:
+        import coverage_onnx
+
+        return coverage_onnx.names()
     if suite == "opinfo":
         return list(_operators())
     return list(TIMM if suite == "timm" else TRANSFORMERS)
@@ -121,6 +146,14 @@ def outcome(module: nn.Module, tensors: tuple[Any, ...]) -> tuple[str, str] | No
     return "passed", ""
 
 
+def _attempts(suite: str, name: str, quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    if suite in TESTS:
+        yield name, lambda: TESTS[suite](name)
+        return
+    for label, module, tensors in CASES[suite](name, quick):
+        yield label, functools.partial(outcome, module, tensors)
+
+
 def main() -> None:
     suite, quick = sys.argv[1], sys.argv[2] == "quick"
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -129,12 +162,9 @@ def main() -> None:
     for line in sys.stdin:
         name = line.strip()
         try:
-            for label, module, tensors in CASES[suite](name, quick):
+            for label, attempt in _attempts(suite, name, quick):
                 print(json.dumps({"begin": label}), file=answers)
-                found = outcome(module, tensors) or (
-                    "skipped",
-                    "eager torch cannot run it, or it has no tensor",
-                )
+                found = attempt() or ("skipped", "eager torch cannot run it, or it has no tensor")
                 print(json.dumps({"case": label, "outcome": found[0], "why": found[1][:600]}), file=answers)
         except Exception as error:
             why = f"it cannot be made: {type(error).__name__}: {error}"

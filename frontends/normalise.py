@@ -117,7 +117,7 @@ class _Copier:
             return self._call(node, op, args[:2], {})  # the rest only concerns gradients
         if packet is aten.index and _looks_up(args):
             return self._call(node, aten.embedding.default, (args[0], args[1][0]), {})
-        if packet in _RESHAPES:
+        if packet in _RESHAPES and op is not aten.view.dtype:
             return self._call(node, aten.reshape.default, args[:2], {})
         if op._schema.is_mutable:
             raise CaptureError(f"{place(node)}: {op} changes a tensor in place, which cannot be compiled")

@@ -16,18 +16,30 @@ if TYPE_CHECKING:
     from specqd.errors import SpecqdError as SpecqdError
     from specqd.explanation import explain as explain
     from specqd.frontends.dispatch import capture as capture
+    from specqd.frontends.onnx.exporting import export_onnx as export_onnx
     from specqd.passes import Pipeline as Pipeline
     from specqd.program import Program as Program
     from specqd.runtime.opening import load as load
     from specqd.runtime.sampling import Sampling as Sampling
 
-__all__ = ["Pipeline", "Program", "Sampling", "SpecqdError", "capture", "compile", "explain", "load"]
+__all__ = [
+    "Pipeline",
+    "Program",
+    "Sampling",
+    "SpecqdError",
+    "capture",
+    "compile",
+    "explain",
+    "export_onnx",
+    "load",
+]
 
 # Where each public name lives; loaded on first use, so that a runtime-only process never meets torch or TVM.
 _HOMES = {
     "capture": ("specqd.frontends.dispatch", "capture"),
     "compile": ("specqd.build", "compile_model"),
     "explain": ("specqd.explanation", "explain"),
+    "export_onnx": ("specqd.frontends.onnx.exporting", "export_onnx"),
     "load": ("specqd.runtime.opening", "load"),
     "Pipeline": ("specqd.passes", "Pipeline"),
     "Program": ("specqd.program", "Program"),

@@ -102,6 +102,14 @@ def test_rounding_is_not_simplified_away(check):
     check(lambda x: ((x + 1e8) - 1e8, x * 0.0, x - x, (x * 1e-30) * 1e-30, x / 0.0), x)
 
 
+def test_what_was_divided_is_rounded(check):
+    x = torch.linspace(-3, 3, 96).reshape(2, 48)
+    check(
+        lambda x: (torch.round(x / 0.05) + 128.0, (torch.round(x / 0.05) + 3.0).clamp(0, 9).to(torch.uint8)),
+        x,
+    )
+
+
 def test_dtypes_meet_as_torch_says(check):
     given = (
         torch.arange(6, dtype=torch.int8).reshape(2, 3), torch.tensor(2.5, dtype=torch.float64),

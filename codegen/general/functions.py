@@ -116,9 +116,8 @@ VECTORS: dict[str, Callable[[Any], Any]] = {
     "floor": tirx.floor,
     "ceil": tirx.ceil,
     "trunc": tirx.trunc,
-    "nearbyint": tirx.nearbyint,
 }
-_ALWAYS_VECTORS = ("sqrt", "floor", "ceil", "trunc", "nearbyint")
+_ALWAYS_VECTORS = ("sqrt", "floor", "ceil", "trunc")
 
 
 def fma(a: Any, b: Any, c: Any, dtype: str) -> Any:
@@ -130,6 +129,8 @@ def unary(name: str, dtype: str) -> tuple[Callable[[Any], Any], bool]:
     """Return a function of one float, and whether it vectorises."""
     if dtype == "float32" and name in VECTORS:
         return VECTORS[name], True
+    if name == "nearbyint":  # TVM's own loses a bound variable that it reads, where it is simplified
+        return (lambda x: intrinsic(dtype, "llvm.nearbyint", x)), True
     if name in _ALWAYS_VECTORS:
         return getattr(tirx, name), True
     return (lambda x: libm(name, dtype, x)), False

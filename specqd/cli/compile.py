@@ -21,7 +21,9 @@ def compile_(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A Hugging Face folder, a .gguf file or a hub id.", show_default=False
+            metavar="MODEL",
+            help="A Hugging Face folder, a hub id, a .gguf or an .onnx file.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -45,6 +47,10 @@ def compile_(
             metavar="N",
             help=f"Positions (prompt and answer) to hold. (default: the model's, at most {DEFAULT_CONTEXT})",
         ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="Fix a size that an .onnx file leaves open, such as batch=1."),
     ] = None,
     isa: Annotated[
         str, typer.Option(metavar="NAME", help="Instruction set; native is the best this CPU has.")
@@ -71,6 +77,7 @@ def compile_(
         manifest = compile_model(
             model,
             output,
+            dynamic_shapes=_sizes(size or []),
             drafts=_named(draft or []),
             pipeline=pipeline,
             context=context,
@@ -79,15 +86,28 @@ def compile_(
             force=force,
             progress=tell,
         )
-    size = sum(record.size for record in manifest.files.values()) / 1e6
-    print(f"compiled {output} for {manifest.isa}: {size:.0f} MB in {time.perf_counter() - began:.0f} s")
-    if "tokenizer.json" not in manifest.files:
+    total = sum(record.size for record in manifest.files.values()) / 1e6
+    print(f"compiled {output} for {manifest.isa}: {total:.0f} MB in {time.perf_counter() - began:.0f} s")
+    if manifest.module is None and "tokenizer.json" not in manifest.files:
         print("the model has no tokenizer.json: only Python, with token ids, can prompt the artifact")
     if manifest.refusals:
         count = len(manifest.refusals)
         print(
             f"{count} rewrite{'s were' if count > 1 else ' was'} refused; `specqd inspect {output}` says which and why"
         )
+
+
+def _sizes(texts: list[str]) -> dict[str, int] | None:
+    """Read `NAME=N` texts; raises InputError for one that is not of that form, or a name given twice."""
+    sizes: dict[str, int] = {}
+    for text in texts:
+        name, _, number = (part.strip() for part in text.partition("="))
+        if not name or not number.isascii() or not number.isdigit():
+            raise InputError(f"--size {text!r} fixes no size: write NAME=N, such as batch=1")
+        if name in sizes:
+            raise InputError(f"--size fixes {name!r} twice: give it once")
+        sizes[name] = int(number)
+    return sizes or None
 
 
 def _named(drafts: list[str]) -> dict[str, str]:

@@ -17,7 +17,9 @@ def explain(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A Hugging Face folder, a .gguf file or a hub id.", show_default=False
+            metavar="MODEL",
+            help="A Hugging Face folder, a hub id, a .gguf or an .onnx file.",
+            show_default=False,
         ),
     ],
     pipeline: Annotated[

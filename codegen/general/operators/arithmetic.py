@@ -15,6 +15,7 @@ from specqd.codegen.general.lowering import Lowering
 from specqd.codegen.general.operators.pointwise import KIND, broadcast, combine, dtype_of, elementwise
 from specqd.codegen.general.values import Value, cast, const, converted, differ, divide, is_nan, one, zero
 from specqd.codegen.tir import bind, tirx
+from specqd.errors import CodegenError
 
 __all__ = ["RULES"]
 
@@ -125,6 +126,18 @@ def _convert(lowering: Lowering, node: fx.Node, x: Value, *_: Any, **__: Any) ->
     return converted(x, "bfloat16" if to is torch.bfloat16 else dtype_of(to))
 
 
+def _bits_taken_for(lowering: Lowering, node: fx.Node, x: Value, *_: Any) -> Value:
+    dtype = dtype_of(node.meta["val"].dtype)
+    if node.args[0].meta["val"].dtype.itemsize != node.meta["val"].dtype.itemsize or "bool" in (
+        x.dtype,
+        dtype,
+    ):
+        raise CodegenError("only types of one width, and no bools, are taken for each other")
+    return Value(
+        x.shape, dtype, lambda index: tirx.reinterpret(dtype, x.at(index)), cost=x.cost + 1, simd=x.simd
+    )
+
+
 def _same_value(lowering: Lowering, node: fx.Node, x: Value, *_: Any, **__: Any) -> Value:
     return x
 
@@ -232,6 +245,7 @@ RULES: dict[Any, Function] = {
     aten.where.self: _where,
     aten._to_copy.default: _convert,
     prims.convert_element_type.default: _convert,
+    aten.view.dtype: _bits_taken_for,
     aten.clone.default: _same_value,
     aten.detach.default: _same_value,
     aten.alias.default: _same_value,

@@ -1,0 +1,249 @@
+"""ONNX models that become Programs: numerics against onnx's own evaluator, sizes that stay open, what is refused."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, parser
+from onnx.reference import ReferenceEvaluator
+
+import specqd
+from specqd.cli import main
+from specqd.errors import CaptureError, InputError
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def model(body: str, opset: int = 21, ir: int = 10) -> onnx.ModelProto:
+    return parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]>\n{body}')
+
+
+def expected(proto: onnx.ModelProto, *arrays: np.ndarray) -> list[np.ndarray]:
+    names = [one.name for one in proto.graph.input]
+    return ReferenceEvaluator(proto).run(None, dict(zip(names, arrays, strict=True)))
+
+
+def close(got, wanted) -> None:
+    got = got if isinstance(got, tuple) else (got,)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(np.asarray(a), b, **TOLERANCE)
+
+
+MLP = """
+net (float[batch, 3, n] x, float[n, 4] z) => (float[batch, k] y)
+<float[4] w = {1.0, 2.0, 3.0, 4.0}>
+{
+    squares = Mul(w, w)
+    product = MatMul(x, z)
+    sum = Add(product, squares)
+    shape = Shape(sum)
+    first = Constant<value_ints=[0]>()
+    batch = Gather(shape, first)
+    rest = Constant<value_ints=[-1]>()
+    wanted = Concat<axis=0>(batch, rest)
+    flat = Reshape(sum, wanted)
+    y = Gelu(flat)
+}
+"""
+
+
+def test_shapes_are_folded_and_named_sizes_stay_open(tmp_path, rng):
+    proto = model(MLP)
+    onnx.save(proto, tmp_path / "net.onnx")
+    program = specqd.capture(tmp_path / "net.onnx")
+    assert [str(i) for i in program.target.inputs] == ["x float32 [?, 3, ?]", "z float32 [?, 4]"]
+    targets = [str(n.target) for n in program.target.graph.nodes if n.op == "call_function"]
+    assert targets == [
+        "aten.sym_size.int", "aten.matmul.default", "aten.add.Tensor", "aten.reshape.default", "aten.gelu.default",
+    ]  # fmt: skip
+    assert program.weights["squares"].tolist() == [1, 4, 9, 16]
+    specqd.compile(program, tmp_path / "net")
+    for batch, n in ((2, 4), (3, 9), (1, 1)):
+        x = torch.randn(batch, 3, n, generator=rng).numpy(), torch.randn(n, 4, generator=rng).numpy()
+        close(specqd.load(tmp_path / "net")(*x), expected(proto, *x))
+        close(specqd.reference.run(program, program.target, *map(torch.from_numpy, x)), expected(proto, *x))
+
+
+def test_sizes_are_fixed_by_name(tmp_path):
+    program = specqd.capture(model(MLP), dynamic_shapes={"batch": 1})
+    assert str(program.target.inputs[0]) == "x float32 [1, 3, ?]"
+    for wrong, why in (
+        ({"height": 2}, "it names batch, n"),
+        ({"batch": -1}, "a number or"),
+        (3, "by the names"),
+    ):
+        with pytest.raises(InputError, match=why):
+            specqd.capture(model(MLP), dynamic_shapes=wrong)
+
+
+RESHAPE = "net (float[2, 6] x, int64[2] shape) => (float[a, b] y) { y = Reshape(x, shape) }"
+
+
+def test_an_input_may_be_a_value():
+    program = specqd.capture(model(RESHAPE), (torch.zeros(2, 6), [3, -1]))
+    assert [i.name for i in program.target.inputs] == ["x"]
+    assert program.module()(torch.arange(12.0).reshape(2, 6)).shape == (3, 4)
+    with pytest.raises(
+        CaptureError, match=r"node 'y' \(Reshape\): its input 'shape' decides .* list of numbers"
+    ):
+        specqd.capture(model(RESHAPE))
+    with pytest.raises(InputError, match="cannot always be"):
+        specqd.capture(model(RESHAPE), (torch.zeros(2, 6), ["a"]))
+
+
+def test_loops_and_branches_that_are_known_are_unrolled(rng):
+    proto = model(
+        """
+        net (float[3] x) => (float[3] y, float[4, 3] all)
+        <int64 rounds = {4}, bool yes = {1}>
+        {
+            y, all = Loop(rounds, yes, x) <body = step (int64 i, bool go, float[3] h)
+                => (bool on, float[3] next, float[3] kept) {
+                on = Identity(go)
+                f = Cast<to=1>(i)
+                next = If(go) <then_branch = a () => (float[3] p) { p = Add(h, f) },
+                               else_branch = b () => (float[3] q) { q = Sub(h, f) }>
+                kept = Identity(next)
+            }>
+        }
+        """
+    )
+    x = torch.randn(3, generator=rng)
+    program = specqd.capture(proto)
+    close(program.module()(x), expected(proto, x.numpy()))
+    assert not any("cond" in str(n.target) for n in program.target.graph.nodes)
+
+
+def test_a_condition_that_is_computed_chooses_between_both_results(rng):
+    proto = model(
+        """
+        net (bool c, float[3] x) => (float[3] y) {
+            y = If(c) <then_branch = a () => (float[3] p) { p = Exp(x) },
+                       else_branch = b () => (float[3] q) { q = Neg(x) }>
+        }
+        """
+    )
+    program, x = specqd.capture(proto), torch.randn(3, generator=rng)
+    for c in (True, False):
+        close(program.module()(torch.tensor(c), x), expected(proto, np.array(c), x.numpy()))
+
+
+def test_functions_of_the_model_and_of_onnx_are_taken_apart(rng):
+    proto = parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 21, "own" : 1]>
+        net (float[2, 3] x) => (float[2, 3] y) { t = own.scaled<factor=2.0>(x)  y = Shrink<lambd=0.2>(t) }
+        <domain: "own", opset_import: ["" : 21]>
+        scaled <factor: float = 1.0> (a) => (b) { f = Constant<value_float: float = @factor>()  b = Mul(a, f) }
+        """
+    )
+    x = torch.randn(2, 3, generator=rng)
+    close(specqd.capture(proto).module()(x), expected(proto, x.numpy()))
+
+
+def test_quantised_models_compile_to_the_same_integers(tmp_path, rng):
+    proto = model(
+        """
+        net (float[2, 3, 8, 8] x) => (float[2, 4, 6, 6] y)
+        <float xs = {0.05}, uint8 xz = {128}, float[4] ws = {0.01, 0.02, 0.03, 0.04}, int8[4] wz = {0, 0, 0, 0}>
+        {
+            q = QuantizeLinear(x, xs, xz)
+            d = DequantizeLinear(q, xs, xz)
+            v = DequantizeLinear<axis=0>(w, ws, wz)
+            y = Conv(d, v)
+        }
+        """
+    )
+    w = torch.randint(-127, 128, (4, 3, 3, 3), generator=rng, dtype=torch.int8).numpy()
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    x = torch.randn(2, 3, 8, 8, generator=rng).numpy()
+    specqd.compile(proto, tmp_path / "net")
+    close(specqd.load(tmp_path / "net")(x), expected(proto, x))
+
+
+@pytest.mark.parametrize(
+    "kind", [TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1]
+)
+def test_small_types_are_constants_and_codes(kind):
+    numbers = [0, 1, 2, 3, 4, 6]
+    w = helper.make_tensor("w", kind, [6], numbers)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [6])
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [6]),
+        helper.make_tensor_value_info("c", kind, [6]),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "x"], ["y"]),
+        helper.make_node("Cast", ["x"], ["c"], to=kind),
+    ]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "net", [x], outputs, [w]), opset_imports=[helper.make_opsetid("", 23)]
+    )
+    y, codes = specqd.capture(proto).module()(torch.tensor(numbers, dtype=torch.float32))
+    assert y.tolist() == [n * n for n in numbers]
+    wanted = onnx.numpy_helper.to_array(w)
+    held = wanted.view(np.uint8) if "float" in wanted.dtype.name else wanted.astype(np.int8)
+    assert codes.tolist() == held.tolist()
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (
+            "net (float[2] x) => (float[2] y) { y = Nothing(x) }",
+            r"'y' \(Nothing\): there is no such operator",
+        ),
+        ("net (float[2] x) => (float[2] y) { y = RandomUniformLike(x) }", "random numbers"),
+        ("net (float[2] x) => (int64[a, b] y) { y = NonZero(x) }", "depends on the data"),
+        ("net (string[2] x) => (string[2] y) { y = Identity(x) }", "of type STRING, which is not compiled"),
+        (
+            "net (seq(float[2]) x) => (float[2] y, int64 z) { z = SequenceLength(x)  y = Identity(z) }",
+            "only tensors",
+        ),
+        ("net (float[2] x) => (float[2] y) { y = Concat(x) }", r"axis.*not defined so"),
+        ("net (float[2, 3] x) => (float[2] y) { y = MatMul(x, x) }", r"'y' \(MatMul\)"),
+    ],
+)
+def test_what_is_refused_names_the_node_and_why(body, why):
+    with pytest.raises(CaptureError, match=why):
+        specqd.capture(model(body))
+
+
+def test_opsets_outside_the_range_are_refused():
+    body = "net (float[2] x) => (float[2] y) { y = Relu(x) }"
+    with pytest.raises(CaptureError, match=r"opset 12.*version_converter"):
+        specqd.capture(model(body, opset=12, ir=7))
+    newest = onnx.defs.onnx_opset_version()
+    with pytest.raises(CaptureError, match=rf"opset {newest + 1}.*knows up to {newest}"):
+        specqd.capture(model(body, opset=newest + 1))
+
+
+def run(*arguments) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(one) for one in arguments])
+    return ended.value.code
+
+
+def test_the_command_line_compiles_and_explains_it(tmp_path, capsys):
+    path = tmp_path / "net.onnx"
+    onnx.save(model(MLP), path)
+    assert run("compile", path, "-o", tmp_path / "net", "--size", "batch=2") == 0
+    assert run("inspect", tmp_path / "net") == 0
+    printed = capsys.readouterr().out
+    assert "onnx, no language model" in printed and "x float32 [2, 3, " in printed
+    assert run("explain", path, "fold-batch-norm") == 0
+    assert "x aten.gelu" in capsys.readouterr().out
+    assert run("compile", path, "-o", tmp_path / "other", "--size", "batch") == 2
+    assert "write NAME=N" in capsys.readouterr().err
+
+
+def test_without_onnx_there_is_a_hint(monkeypatch, tmp_path: Path):
+    for name in [name for name in sys.modules if name.startswith("specqd.frontends.onnx")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match=r"pip install 'specqd\[onnx\]'"):
+        specqd.capture(tmp_path / "net.onnx")
