@@ -75,8 +75,6 @@ def main() -> None:
         "cores used by other processes, at most": round(quiet.worst, 3),
     }
     report.write("dense-kernels", [_layers(rows), _models(rows)], details, rows, options)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -91,7 +89,6 @@ def _options() -> argparse.Namespace:
         "--onnxruntime", type=Path, help="python with onnxruntime and onnx (default: this one)"
     )
     parser.add_argument("--quick", action="store_true", help="some eight layers, two rounds")
-    parser.add_argument("--json", type=Path, help="write a row for each layer and precision to this file")
     report.add_options(parser)
     options = parser.parse_args()
     options.rounds = 2 if options.quick else options.rounds

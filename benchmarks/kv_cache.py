@@ -82,8 +82,6 @@ def main() -> None:
     }
     name = f"kv_cache-{folder.name}{'-quick' if options.quick else ''}"
     report.write(name, [_table(rows)], details, rows, options)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -96,7 +94,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=96, help="steps of each format at each length")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--quick", action="store_true", help="two texts, 48 steps")
-    parser.add_argument("--json", type=Path, help="write a row for each format to this file")
     report.add_options(parser)
     options = parser.parse_args()
     options.formats = list(dict.fromkeys([_PLAIN, *(options.formats or _STEPS)]))

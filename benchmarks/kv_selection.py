@@ -11,7 +11,6 @@ Selections are charged with what their passes take beyond a plain step, and with
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import median
@@ -64,11 +63,8 @@ def main() -> None:
         "identical": all(sample["identical"] for sample in samples),
         "cores used by other processes, at most": round(quiet.worst, 3),
     }
-    report.write(f"kv-selection-{folder.name}", [_table(samples)], details, samples, options)
-    if options.json:
-        options.json.write_text(
-            json.dumps([row for s in samples for row in _rows(s, options)], indent=1) + "\n"
-        )
+    rows = [row for sample in samples for row in _rows(sample, options)]
+    report.write(f"kv-selection-{folder.name}", [_table(samples)], details, samples, options, rows)
 
 
 def _options() -> argparse.Namespace:
@@ -89,7 +85,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="texts of each length")
     parser.add_argument("-n", "--new-tokens", type=int, default=1100, help="new tokens a text")
     parser.add_argument("--quick", action="store_true", help="one round of two lengths, 160 new tokens")
-    parser.add_argument("--json", type=Path, help="write a row for each measurement to this file")
     report.add_options(parser)
     options = parser.parse_args()
     if options.quick:

@@ -68,8 +68,6 @@ def main() -> None:
         "cores used by other processes, at most": round(quiet.worst, 3),
     }
     report.write("models", [_table(rows), _means(rows)], details, rows, options)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -81,7 +79,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="folder for what is compiled, to use it again")
     parser.add_argument("--quick", action="store_true", help="ResNet-18 and UNet, two rounds")
-    parser.add_argument("--json", type=Path, help="write a row for each model and precision to this file")
     report.add_options(parser)
     options = parser.parse_args()
     if options.quick:

@@ -106,9 +106,6 @@ def _options() -> argparse.Namespace:
         "--limit", type=float, default=float("inf"), help="seconds after which to start no more"
     )
     parser.add_argument("--quick", action="store_true", help="one sparsity, fewer samples and tokens")
-    parser.add_argument(
-        "--json", type=Path, help="write the rows to this file; rows that it holds are not measured"
-    )
     report.add_options(parser)
     options = parser.parse_args()
     if not options.vision and not (options.model and options.text):

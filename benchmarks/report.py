@@ -58,6 +58,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `write` reads."""
     parser.add_argument("-o", "--output", type=Path, default=_HERE / "results", help="folder for the results")
     parser.add_argument("--publish", action="store_true", help="put the tables into benchmarks/README.md too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write what each round measured to this file"
+    )
 
 
 def write(
@@ -66,8 +69,12 @@ def write(
     details: Mapping[str, Any],
     rounds: Sequence[Mapping[str, Any]],
     options: argparse.Namespace,
+    rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Print the tables; write NAME.md and NAME.json (figures, details and what each round measured)."""
+    """Print the tables; write NAME.md and NAME.json (figures, details and what each round measured).
+
+    `rows` go to the file of `--json`; None: the rounds as they are.
+    """
     here, versions = machine.facts(), machine.versions(*_PACKAGES)
     text = "\n\n".join([_heading(details, here, versions), *map(str, tables)])
     print(text)
@@ -82,6 +89,10 @@ def write(
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / f"{name}.md").write_text(text + "\n", "utf-8")
     (options.output / f"{name}.json").write_text(json.dumps(data, indent=1, default=asdict) + "\n", "utf-8")
+    if options.json:
+        options.json.write_text(
+            json.dumps(rounds if rows is None else rows, indent=1, default=asdict) + "\n", "utf-8"
+        )
     if options.publish:
         _publish(name, text)
 

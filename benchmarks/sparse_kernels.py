@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -87,9 +86,6 @@ def _options() -> argparse.Namespace:
         "--limit", type=float, default=float("inf"), help="seconds after which to start no more"
     )
     parser.add_argument("--quick", action="store_true", help="two layers, three rounds")
-    parser.add_argument(
-        "--json", type=Path, help="write the rows to this file; rows that it holds are not measured"
-    )
     report.add_options(parser)
     options = parser.parse_args()
     if options.quick:
