@@ -11,7 +11,7 @@ import numpy as np
 
 from specqd.artifact import Artifact
 from specqd.errors import InputError
-from specqd.manifest import KernelCall, TensorRecord
+from specqd.manifest import KernelCall, ModuleRecord, TensorRecord
 from specqd.profile import Row
 from specqd.runtime.module import Module
 
@@ -29,7 +29,7 @@ def kernels(
     Returns a row for each function, and the seconds of a run without clocks. Raises as specqd.profile.profile does.
     """
     module = Module(artifact, threads)
-    given = example_inputs(module, sizes)
+    given = example_inputs(module.record, sizes)
     plain = []
     for at in range(_WARM_UP + runs):
         began = time.perf_counter()
@@ -108,9 +108,9 @@ def _together(paths: list[str]) -> str:
     return ".".join(words[0] if len(set(words)) == 1 else "*" for words in zip(*parts, strict=True))
 
 
-def example_inputs(module: Module, sizes: dict[str, int]) -> list[np.ndarray]:
+def example_inputs(module: ModuleRecord, sizes: dict[str, int]) -> list[np.ndarray]:
     """Make inputs: random numbers, and zeros where they are integers; raises InputError for a size that is none."""
-    names = {size for record in module.record.inputs for size in record.shape if isinstance(size, str)}
+    names = {size for record in module.inputs for size in record.shape if isinstance(size, str)}
     for name, size in sizes.items():
         if name not in names:
             have = f"has {', '.join(sorted(names))}" if names else "has none"
@@ -118,10 +118,10 @@ def example_inputs(module: Module, sizes: dict[str, int]) -> list[np.ndarray]:
         if size < 1:
             raise InputError(f"the size {name} is {size}: give 1 or more")
     for name in names - sizes.keys():
-        least, most = module.record.ranges.get(name, (1, None))
+        least, most = module.ranges.get(name, (1, None))
         sizes[name] = max(least, min(_DYNAMIC, _DYNAMIC if most is None else most))
     rng = np.random.default_rng(0)
-    return [_example(record, sizes, rng) for record in module.record.inputs]
+    return [_example(record, sizes, rng) for record in module.inputs]
 
 
 def _example(record: TensorRecord, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:

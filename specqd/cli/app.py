@@ -55,7 +55,7 @@ ModelPath = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A .pt2 file of torch.export, a Hugging Face folder, a .gguf file or a hub id.",
+        help="A .pt2 or .onnx file, a Hugging Face folder, a .gguf file or a hub id.",
         show_default=False,
     ),
 ]

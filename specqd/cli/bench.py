@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from specqd.artifact import open_artifact
 from specqd.cli.app import ArtifactDir, Threads, app
+from specqd.cli.profile import read_sizes
 from specqd.cli.progress import progress_bar
+from specqd.errors import InputError
 
 __all__ = ["bench"]
 
@@ -26,14 +30,31 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="4 prompts and few repetitions: rough figures.")
     ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of a module: the .pt2 file it was compiled from, to compare with eager torch and others.",
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="Of a module: a dynamic size; `specqd inspect` names them."),
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Measure an artifact: bandwidth, decoding with and without draft, loading.
 
-    Plain and speculative runs alternate, and their tokens are compared.
+    Plain and speculative runs alternate, and their tokens are compared. Of a module that is no language model, the
+    latency, in turns with that of other engines.
 
     Example: specqd bench smollm2.specqd --json
     """
+    if open_artifact(directory).manifest.module is not None:
+        _of_module(directory, against, read_sizes(size or []), quick, threads, as_json)
+        return
+    if against or size:
+        raise InputError(f"{directory} is a language model, which --against and --size are not for")
     from specqd.bench import run
 
     with progress_bar(not as_json) as tell:
@@ -51,6 +72,37 @@ def bench(
         print(f"{name:<28} {_shown(shown)}")
     for level in levels:
         print(f"{'level':<28} {', '.join(f'{name} {_shown(value)}' for name, value in level.items())}")
+
+
+def _of_module(
+    directory: Path,
+    against: Path | None,
+    sizes: dict[str, int],
+    quick: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    from specqd.bench_module import run_module
+
+    with progress_bar(not as_json) as tell:
+        figures = run_module(
+            directory, against=against, quick=quick, threads=threads, sizes=sizes, progress=tell
+        )
+    if as_json:
+        import json
+
+        print(json.dumps(figures, indent=2))
+        return
+    print(f"{figures['cpu']}, {figures['isa']}, {figures['threads']} threads; {', '.join(figures['inputs'])}")
+    print(f"{'engine':<14}{'ms':>10}{'times ours':>12}{'difference':>12}")
+    for name, ms in figures["ms"].items():
+        ratio, difference = figures["ratios"].get(name), figures["differences"].get(name)
+        print(
+            f"{name:<14}{ms:>10.3f}{'' if ratio is None else f'{ratio:.2f}':>12}"
+            f"{'' if difference is None else f'{difference:.2g}':>12}"
+        )
+    for name, why in figures["left_out"].items():
+        print(f"{name} is left out: {why}"[:80])
 
 
 def _shown(value: object) -> str:
