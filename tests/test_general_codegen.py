@@ -1,5 +1,8 @@
 """Compiled modules against eager torch: each family of operators on odd sizes, dtypes and edges of the domain."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -404,3 +407,24 @@ def test_arrays_in_arrays_out(check):
     assert (
         isinstance(found, np.ndarray) and found.tolist() == (np.arange(12).reshape(3, 4)[::-1] + 1).tolist()
     )
+
+
+def test_products_read_nothing_beyond_their_operands(tmp_path):
+    # The second operand ends where memory does: 197 rows are no whole blocks of columns.
+    q, k = torch.randn(2, 8, 64), torch.randn(2, 197, 64)
+    specqd.compile(Apply(lambda q, k: q @ k.mT), tmp_path / "made", example_inputs=(q, k))
+    script = """if True:
+        import ctypes, mmap, sys
+        import numpy as np, specqd
+        q, shape = np.ones((2, 8, 64), np.float32), (2, 197, 64)
+        count, page = 2 * 197 * 64 * 4, mmap.PAGESIZE
+        size = -(-count // page) * page
+        memory = mmap.mmap(-1, size + page)
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(begin + size), page, 0) == 0
+        k = np.frombuffer(memory, np.float32, count // 4, size - count).reshape(shape)
+        k[...] = 1
+        print(float(specqd.load(sys.argv[1])(q, k).min()))
+    """
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "made"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "64.0\n"), done.stderr

@@ -150,15 +150,18 @@ class _Rows:
                 with self.kernel.vector(lanes) as lane:
                     place = block * shape.width + (lane + at)
                     I.buffer_store(self.scores[r], self._seen(r, base + place, sums[r][lane + at]), [place])
+                    # A step of its own: in one expression TVM would drop the limit where a mask is read.
+                    there = tirx.Select(base + place < i64(shape.keys), self.scores[r][place], f32(-math.inf))
+                    I.buffer_store(self.scores[r], there, [place])
 
     def _vectors(self) -> Iterator[tuple[int, int]]:
         lanes = self.kernel.isa.lanes
         return ((r, at) for r in range(self.shape.rows) for at in range(0, self.shape.width, lanes))
 
     def _seen(self, row: int, key: Any, score: Any) -> Any:
-        """Scale and mask a score; what a row does not see is -inf, whose weight is zero."""
+        """Scale and mask the score of a key that there is; what a row does not see is -inf, whose weight is zero."""
         shape, score = self.shape, score * f32(self.shape.scale)
-        inside = key < i64(shape.keys)
+        inside = tirx.const(True, "bool")
         if self.mask is not None:
             sizes = self.mask.shape
             index = [self.one, self.head, self.at[row], tirx.min(key, i64(shape.keys) - 1)][4 - len(sizes) :]

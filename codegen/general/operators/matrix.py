@@ -132,17 +132,17 @@ def _store(
 
 
 def packed(lowering: Lowering, b: Value, width: int) -> Value:
-    """Return `[batch, n / width, k, width]`, with zeros beyond `n`."""
+    """Return `[batch, n / width, k, width]`; beyond `n` are numbers that mean nothing.
+
+    To choose zero there by the column would not do: TVM takes the condition for known where it simplifies what is
+    chosen, drops the limit, and then loads from beyond.
+    """
     batch, k, n = b.shape
     shape = (batch, blocks(n, width), k, width)
 
     def at(index: Sequence[Any]) -> Any:
         one, block, step, lane = index
-        column = block * width + lane
-        found = b.at([one, step, limited(column, n)])
-        if isinstance(n, int) and n % width == 0:
-            return found
-        return tirx.Select(column < i64(n), found, zero(b.dtype))
+        return b.at([one, step, limited(block * width + lane, n)])
 
     value = Value(shape, b.dtype, at, cost=b.cost + 2, simd=b.simd)
     stored = lowering.stored(b, f"columns{width}", lambda array: _pack(array, width), shape)
