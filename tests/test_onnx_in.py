@@ -160,7 +160,9 @@ def test_quantised_models_compile_to_the_same_integers(tmp_path, rng):
     w = torch.randint(-127, 128, (4, 3, 3, 3), generator=rng, dtype=torch.int8).numpy()
     proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
     x = torch.randn(2, 3, 8, 8, generator=rng).numpy()
-    specqd.compile(proto, tmp_path / "net")
+    program = specqd.capture(proto)
+    assert program.weights["w"].dtype == torch.int8  # it is multiplied as it is
+    specqd.compile(program, tmp_path / "net")
     close(specqd.load(tmp_path / "net")(x), expected(proto, x))
 
 

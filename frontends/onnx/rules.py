@@ -22,7 +22,8 @@ class Rule:
 
     Inputs that are left out are None. Those at `plain` are numbers or lists, since shapes depend on them; those at
     `maybe` are where they are known, and tensors otherwise. With `coded`, inputs may be of types that torch cannot
-    compute in (specqd.frontends.onnx.coded).
+    compute in (specqd.frontends.onnx.coded). Known inputs at `known` are given as such. `keeps(node, inputs)` says that
+    a node stays in the graph although all of its inputs are known, since kernels read them as they are.
     """
 
     function: Function
@@ -30,6 +31,8 @@ class Rule:
     plain: tuple[int, ...]
     maybe: tuple[int, ...]
     coded: bool
+    known: tuple[int, ...]
+    keeps: Callable[[Node, list[Any]], bool]
 
 
 RULES: dict[tuple[str, str], list[Rule]] = {}
@@ -42,15 +45,17 @@ def rule(
     plain: tuple[int, ...] = (),
     maybe: tuple[int, ...] = (),
     coded: bool = False,
+    known: tuple[int, ...] = (),
+    keeps: Callable[[Node, list[Any]], bool] = lambda node, inputs: False,
     domain: str = "",
 ) -> Callable[[Function], Function]:
     """Enter a function into the table for operators, as they are defined from opset `since` on."""
 
     def enter(function: Function) -> Function:
         for operator in operators:
-            known = RULES.setdefault((domain, operator), [])
-            known.append(Rule(function, since, plain, maybe, coded))
-            known.sort(key=lambda one: -one.since)
+            listed = RULES.setdefault((domain, operator), [])
+            listed.append(Rule(function, since, plain, maybe, coded, known, keeps))
+            listed.sort(key=lambda one: -one.since)
         return function
 
     return enter

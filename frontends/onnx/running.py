@@ -56,10 +56,10 @@ class OnnxModule(nn.Module):
         self.rest: list[Node] = []
         self.held: dict[int, str] = {}
         for node in graph.nodes:
-            if node.op in CONTROL or any(name and name not in self.known for name in node.inputs):
-                self.rest.append(node)
-            else:
+            if self._is_foldable(node):
                 self.run([node], self.known)
+            else:
+                self.rest.append(node)
         # torch.export names inputs after the parameters that it sees here.
         self.forward = lambda *inputs: self._run(*inputs)
         self.forward.__signature__ = _signature(  # type: ignore[attr-defined]
@@ -69,6 +69,12 @@ class OnnxModule(nn.Module):
         for name in self.known:
             if name in needed or any(node.op in CONTROL for node in self.rest):
                 self._hold(name, self.known[name])
+
+    def _is_foldable(self, node: Node) -> bool:
+        if node.op in CONTROL or any(name and name not in self.known for name in node.inputs):
+            return False
+        rule = None if (node.domain, node.op) in self.functions else found(node)
+        return rule is None or not rule.keeps(node, [self.known[n] if n else None for n in node.inputs])
 
     def _hold(self, name: str, value: Value) -> None:
         held = value.codes if isinstance(value, Coded) else value
@@ -139,7 +145,7 @@ class OnnxModule(nn.Module):
             result = SIZES[node.op](node, *map(_array, given), **node.attributes)
             if result is not NotImplemented:
                 return (result,)
-        if not all(map(is_known, given)):
+        if not all(map(is_known, given)) or rule.keeps(node, given):
             return self._applied(rule, node, given, self.traced)
         with _disable_current_modes(), torch.no_grad():
             _demand_small(node, given, lambda: self._applied(rule, node, given, lambda value: value) or ())
@@ -153,6 +159,8 @@ class OnnxModule(nn.Module):
             where = f"{node}: its input {node.inputs[at]!r}"
             if at in rule.plain or (at in rule.maybe and (is_known(value) or is_symbolic(value))):
                 inputs.append(plain(value, where))
+            elif at in rule.known and is_known(value):
+                inputs.append(value)
             elif isinstance(value, Coded) and is_wide(value.type) and not rule.coded:
                 inputs.append(taken(value).codes)
             elif isinstance(value, Coded) and not rule.coded:

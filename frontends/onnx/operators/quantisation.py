@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from onnx import TensorProto
 from torch import Tensor
 
+import specqd.ops  # noqa: F401  (registers quantized_decomposed::*)
 from specqd.errors import CaptureError
 from specqd.frontends.onnx.coded import Coded, decode, encode, is_coded
 from specqd.frontends.onnx.graph import Node
 from specqd.frontends.onnx.rules import rule
 from specqd.frontends.onnx.tensors import dtype_of
+from specqd.frontends.onnx.values import is_known, numbers
 
 from .convolution import convolved
 
 __all__: list[str] = []
+
+quantized = torch.ops.quantized_decomposed
+
+_BYTES = {TensorProto.UINT8: torch.uint8, TensorProto.INT8: torch.int8}
 
 _RANGES = {
     TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127), TensorProto.UINT16: (0, 65535),
@@ -55,7 +62,26 @@ def quantised(x: Tensor, scale: Any, zero: Any, kind: int, *, saturate: bool = T
     return encode(kept, kind) if is_coded(kind) else kept.to(torch.int32).to(dtype_of(kind, "the result"))
 
 
-@rule("QuantizeLinear", coded=True)
+def _is_weight(node: Node, inputs: list[Any]) -> bool:
+    """Whether it is an INT8 weight around 0, with a scale or one a channel, which kernels read."""
+    x, scale, zero = (*inputs, None, None)[:3]
+    simple = all(isinstance(v, Tensor) for v in (x, scale)) and not isinstance(zero, Coded)
+    if not simple or x.dtype != torch.int8 or x.dim() < 2 or scale.dtype != torch.float32 or scale.dim() > 1:
+        return False
+    offset = zero is None or not np.any(numbers(zero))
+    return offset and not node.attributes.get("block_size") and not node.attributes.get("output_dtype")
+
+
+def _one(*values: Any) -> bool:
+    """Whether values are known, and each is one for the whole tensor."""
+    return all(v is None or (is_known(v) and not isinstance(v, Coded) and v.numel() == 1) for v in values)
+
+
+def _number(value: Tensor) -> Any:
+    return np.ravel(numbers(value))[0].item()
+
+
+@rule("QuantizeLinear", coded=True, known=(1, 2))
 def _quantize(
     node: Node, x: Tensor, scale: Any, zero: Any = None, *, axis: int = 1, block_size: int = 0,
     output_dtype: int = 0, precision: int = 0, saturate: int = 1,
@@ -63,13 +89,16 @@ def _quantize(
     kind = output_dtype or (node.types[2] if zero is not None else TensorProto.UINT8)
     if kind not in _RANGES and not is_coded(kind):
         raise CaptureError(f"{node}: it cannot quantise to {TensorProto.DataType.Name(kind)}")
+    if kind in _BYTES and x.dtype == torch.float32 and _one(scale, zero) and not (block_size or is_known(x)):
+        point = 0 if zero is None else int(_number(zero))
+        return quantized.quantize_per_tensor(x, _number(scale), point, *_RANGES[kind], _BYTES[kind])
     wide = dtype_of(precision, node) if precision else torch.float32
     spread = _spread(node, _numbers(scale).to(wide), x.shape, axis, block_size)
     offset = None if zero is None else _spread(node, _numbers(zero), x.shape, axis, block_size)
     return quantised(x.to(wide), spread, offset, kind, saturate=bool(saturate))
 
 
-@rule("DequantizeLinear", coded=True)
+@rule("DequantizeLinear", coded=True, known=(1, 2), keeps=_is_weight)
 def _dequantize(
     node: Node,
     x: Any,
@@ -81,11 +110,20 @@ def _dequantize(
     output_dtype: int = 0,
 ) -> Tensor:
     target = output_dtype or (TensorProto.FLOAT if isinstance(scale, Coded) else node.types[1])
-    numbers = _numbers(x).to(torch.float32 if isinstance(x, Coded) or x.dtype != torch.int32 else torch.int32)
-    factor = _spread(node, _numbers(scale).float(), numbers.shape, axis, block_size)
+    kind = node.types[0]
+    if target == TensorProto.FLOAT and not block_size and isinstance(scale, Tensor):
+        if kind in _BYTES and not is_known(x) and _one(scale, zero):
+            offset = 0 if zero is None else int(_number(zero))
+            return quantized.dequantize_per_tensor(x, _number(scale), offset, *_RANGES[kind], _BYTES[kind])
+        if _is_weight(node, [x, scale, zero]):
+            axis = axis % x.dim() if scale.numel() > 1 else 0
+            scales = scale.expand(x.shape[axis])
+            return quantized.dequantize_per_channel(x, scales, None, axis, -128, 127, torch.int8)
+    whole = _numbers(x).to(torch.float32 if isinstance(x, Coded) or x.dtype != torch.int32 else torch.int32)
+    factor = _spread(node, _numbers(scale).float(), whole.shape, axis, block_size)
     if zero is not None:
-        numbers = numbers - _spread(node, _numbers(zero).to(numbers.dtype), numbers.shape, axis, block_size)
-    return (numbers.float() * factor).to(dtype_of(target, node))
+        whole = whole - _spread(node, _numbers(zero).to(whole.dtype), whole.shape, axis, block_size)
+    return (whole.float() * factor).to(dtype_of(target, node))
 
 
 def _shifted(x: Tensor, zero: Tensor | None, rows: bool = False) -> Tensor:
