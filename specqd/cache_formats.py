@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specqd.lloyd_max import borders, magnitudes
 from specqd.manifest import BLOCK
 
 __all__ = [
@@ -28,8 +29,8 @@ class CacheFormat:
 
     `bits` a channel; with every `group` neighbouring channels (0: all of the head) a scale of `scale_bytes` bytes, or
     with every channel one for `positions` neighbouring positions, if that is more than 1. `whole_blocks`: a block is
-    rounded when all its positions are there, and read in BF16 before. `rounded` takes float32 `[..., positions,
-    channels]` to what reading the cache gives; None: a cast to the dtype of that name.
+    rounded when all its positions are there, and read in BF16 before. `turned`: vectors lie rotated. `rounded` takes
+    float32 `[..., positions, channels]` to what reading the cache gives; None: a cast to the dtype of that name.
     """
 
     bits: int
@@ -37,6 +38,7 @@ class CacheFormat:
     scale_bytes: int = 0
     positions: int = 1
     whole_blocks: bool = False
+    turned: bool = False
     rounded: Callable[[Tensor], Tensor] | None = None
 
     def scales(self, channels: int) -> float:
@@ -79,11 +81,32 @@ def _int4_keys(x: Tensor) -> Tensor:
     return rounded[..., : x.shape[-2], :]
 
 
+def _turbo(x: Tensor, bits: int) -> Tensor:
+    """Round each rotated channel to a level of the normal distribution's quantiser (TurboQuant, arXiv 2504.19874).
+
+    Levels are chosen for a vector of the root mean square 1; the scale that they are given back with is the one of
+    least squares, in BF16. Sums are of exact products in float64, so that their order is not seen.
+    """
+    turned = rotated(x)
+    sizes = turned.abs()
+    size = (sizes.double().square().sum(-1, keepdim=True) / x.shape[-1]).sqrt()
+    inverse = size.clamp(min=2.0**-126).reciprocal().float()
+    levels = torch.tensor(magnitudes(bits))[torch.bucketize(sizes * inverse, torch.tensor(borders(bits)))]
+    wide = levels.double()
+    fitted = (wide * sizes).sum(-1, keepdim=True) / wide.square().sum(-1, keepdim=True)
+    return rotated_back((levels * fitted.float().bfloat16().float()).copysign(turned))
+
+
+def _turbo_format(bits: int) -> CacheFormat:
+    return CacheFormat(bits, scale_bytes=2, turned=True, rounded=lambda x: _turbo(x, bits))
+
+
 FORMATS: dict[str, CacheFormat] = {
     "float32": CacheFormat(32),
     "bfloat16": CacheFormat(16),
     "int8": CacheFormat(8, scale_bytes=2, rounded=_int8),
     "int4": CacheFormat(4, scale_bytes=4, whole_blocks=True, rounded=lambda x: _int4(x, -1)),
+    **{f"turbo{bits}": _turbo_format(bits) for bits in (3, 4, 5)},
 }
 """Formats by the name that caches give them, as they are of values."""
 

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, i32, intrinsic, splat, tirx
+from specqd.codegen.tir import I, f32, i32, intrinsic, splat, tirx
 
-__all__ = ["AVX2"]
+__all__ = ["AVX2", "floats"]
 
 _E2M1 = [0, 1, 2, 3, 4, 6, 8, 12]
 TABLE = [12 + v for v in _E2M1] + [12 - v for v in _E2M1]
+
+
+def floats(table: Sequence[float], lanes: int) -> Any:
+    """Fill a vector with a table, as often as it fits."""
+    values = [f32(x) for x in table] * (lanes // len(table))
+    return tirx.Shuffle(values, list(range(lanes)))
 
 
 class AVX2(ISA):
@@ -40,6 +46,19 @@ class AVX2(ISA):
     def e2m1(self, codes: Any, table: Any) -> Any:
         """Look codes up with VPSHUFB."""
         return intrinsic(f"int8x{self.lanes * 4}", "llvm.x86.avx2.pshuf.b", table, codes)
+
+    def lookup(self, indices: Any, table: Sequence[float], lanes: int) -> Any:
+        """VPERMPS, which goes by the low three bits of an index."""
+        if lanes != 8:
+            return super().lookup(indices, table, lanes)
+        name, kind = "llvm.x86.avx2.permps", "float32x8"
+        halves = [
+            intrinsic(kind, name, floats(table[at : at + 8], 8), indices) for at in range(0, len(table), 8)
+        ]
+        if len(halves) == 1:
+            return halves[0]
+        eight = splat(i32(8), 8)
+        return tirx.Select(tirx.bitwise_and(indices, eight) == eight, halves[1], halves[0])
 
     def _widen(self, products: Any) -> Any:
         ones = splat(tirx.const(1, "int16"), 16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from specqd.codegen.isa.avx2 import AVX2
+from specqd.codegen.isa.avx2 import AVX2, floats
 from specqd.codegen.tir import I, intrinsic, splat, tirx
 
 __all__ = ["AMX", "AVX512", "AVX512BF16"]
@@ -40,6 +40,12 @@ class AVX512(AVX2):
     def e2m1(self, codes: Any, table: Any) -> Any:
         """Look codes up with VPSHUFB."""
         return intrinsic("int8x64", "llvm.x86.avx512.pshuf.b.512", table, codes)
+
+    def lookup(self, indices: Any, table: Sequence[float], lanes: int) -> Any:
+        """VPERMPS, which goes by the low four bits of an index."""
+        if lanes != 16:
+            return super().lookup(indices, table, lanes)
+        return intrinsic("float32x16", "llvm.x86.avx512.permvar.sf.512", floats(table, 16), indices)
 
     def _widen(self, products: Any) -> Any:
         ones = splat(tirx.const(1, "int16"), 32)

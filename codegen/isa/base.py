@@ -90,6 +90,17 @@ class ISA:
         twelve = splat(tirx.const(12, "int8"), n)
         return tirx.Select(tirx.bitwise_and(codes, eight) == eight, twelve - size, twelve + size)
 
+    def lookup(self, indices: Any, table: Sequence[float], lanes: int) -> Any:
+        """Give the float32 that the low bits of each of `lanes` int32 lanes point to in a table of 4, 8 or 16."""
+        values = [splat(f32(value), lanes) for value in table]
+        bit = 1
+        while len(values) > 1:
+            is_set = tirx.bitwise_and(indices, splat(i32(bit), lanes)) != splat(i32(0), lanes)
+            pairs = zip(values[::2], values[1::2], strict=True)
+            values = [I.bind(tirx.Select(is_set, odd, even)) for even, odd in pairs]
+            bit *= 2
+        return values[0]
+
     def dot_unsigned(self, acc: Any, pairs: Sequence[tuple[Any, Any]]) -> Any:
         """Add, per int32 lane, four products each of u8 weights (at most 24) and s8 activations, for all pairs."""
         return self._dot(acc, pairs)

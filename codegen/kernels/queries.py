@@ -28,7 +28,8 @@ class Attention:
     """Shapes and options of one attention: `heads` queries over `kv_heads`.
 
     `adjacent`: the rows are known to be consecutive positions of one sequence. `by_block`: positions of different
-    blocks of the cache do not see the same in it. `signs`: those by which values are rotated, if they are.
+    blocks of the cache do not see the same in it. `key_signs`, `value_signs`: those by which keys (and so queries) and
+    values are rotated, if they are.
     """
 
     rows: int
@@ -41,7 +42,8 @@ class Attention:
     window: int = 0
     softcap: float = 0.0
     by_block: bool = False
-    signs: tuple[int, ...] = ()
+    key_signs: tuple[int, ...] = ()
+    value_signs: tuple[int, ...] = ()
 
     @property
     def pairs(self) -> int:
@@ -263,7 +265,7 @@ class Queries:
             if totals is not None:
                 I.buffer_store(totals, self.top[g], [query * 2])
                 I.buffer_store(totals, inverse, [query * 2 + 1])
-            if self.a.signs:
-                rotate(mixed, self.a.value_dim, self.a.signs, back=True)
+            if self.a.value_signs:
+                rotate(mixed, self.a.value_dim, self.a.value_signs, back=True)
             with I.serial(0, self.a.value_dim) as d:
                 I.buffer_store(out, mixed[d] * inverse, [query * self.a.value_dim + d])

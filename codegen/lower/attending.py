@@ -7,12 +7,20 @@ from typing import Any
 
 from torch import fx
 
-from specqd.cache_formats import signs
+from specqd.cache_formats import FORMATS, signs
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.attention import attention
 from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values, by_position
 from specqd.codegen.kernels.cache_int4 import INT4Keys, INT4Values
 from specqd.codegen.kernels.cache_int8 import INT8Keys, INT8Values
+from specqd.codegen.kernels.cache_turbo import (
+    Turbo3Keys,
+    Turbo3Values,
+    Turbo4Keys,
+    Turbo4Values,
+    Turbo5Keys,
+    Turbo5Values,
+)
 from specqd.codegen.kernels.move import move
 from specqd.codegen.kernels.pack_blocks import pack_blocks
 from specqd.codegen.kernels.queries import Attention
@@ -30,6 +38,9 @@ FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
     "bfloat16": (BF16Keys, BF16Values),
     "int8": (INT8Keys, INT8Values),
     "int4": (INT4Keys, INT4Values),
+    "turbo3": (Turbo3Keys, Turbo3Values),
+    "turbo4": (Turbo4Keys, Turbo4Values),
+    "turbo5": (Turbo5Keys, Turbo5Values),
 }
 """How keys and values of each format of specqd.cache_formats lie in memory."""
 
@@ -53,7 +64,8 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
         window,
         softcap,
         cache.whole_blocks,
-        signs(cache.value_dim) if cache.rotated else (),
+        signs(cache.key_dim) if FORMATS[cache.key_dtype].turned else (),
+        signs(cache.value_dim) if cache.rotated or FORMATS[cache.value_dtype].turned else (),
     )
     first, stride = f.layers.get(node, (int(layer), 0))
     where = i32(first) if f.step.iteration is None else f.step.iteration * stride + first
@@ -62,8 +74,8 @@ def cached_attention(f: Any, node: fx.Node, _: list[fx.Node]) -> Value:
     queries = f.step.scratch(shape.rows * shape.heads * shape.pairs * 2, "float32")
     with f.step.phase():
         _write_queries(f, shape, q, queries)
-        _write(f, shape, k, written, written.keys, written.key_form)
-        _write(f, shape, v, written, written.values, written.value_form, shape.signs)
+        _write(f, shape, k, written, written.keys, written.key_form, shape.key_signs)
+        _write(f, shape, v, written, written.values, written.value_form, shape.value_signs)
     if paged.recent is not None:
         pack_blocks(shape, paged, paged.recent, f.step.phase)
     out = f.step.scratch(shape.rows * shape.heads * shape.value_dim, "float32")
@@ -143,9 +155,17 @@ def _fill(f: Any, value: Value, head: Any, row: Any, size: int, store: Any) -> N
 def _write_queries(f: Any, a: Attention, q: Value, out: Any) -> None:
     with f.step.parallel(a.rows * a.heads) as u:
         row, head = f.space.simplify(u // a.heads), f.space.simplify(u % a.heads)
-        _fill(f, q, head, row, a.key_dim, lambda d, x: I.buffer_store(out, x, [u * (2 * a.pairs) + d]))
+        first = I.bind(u * (2 * a.pairs))
+        if a.key_signs:
+            line = local(a.key_dim, "float32")
+            _fill(f, q, head, row, a.key_dim, lambda d, x: I.buffer_store(line, x, [d]))
+            rotate(line, a.key_dim, a.key_signs)
+            with I.serial(0, a.key_dim) as d:
+                I.buffer_store(out, line[d], [first + d])
+        else:
+            _fill(f, q, head, row, a.key_dim, lambda d, x: I.buffer_store(out, x, [first + d]))
         if a.key_dim % 2:
-            I.buffer_store(out, f32(0.0), [u * (2 * a.pairs) + a.key_dim])
+            I.buffer_store(out, f32(0.0), [first + a.key_dim])
 
 
 def _write(

@@ -19,7 +19,8 @@ from specqd.program import Entry, KVCache, Program
 
 __all__ = ["QuantizeKV"]
 
-_Dtype = Literal["keep", "int8", "int4"]
+_Dtype = Literal["keep", "int8", "int4", "turbo3", "turbo4", "turbo5"]
+_SPAN = 32  # channels whose codes are packed together
 
 
 class QuantizeKV(Pass):
@@ -36,8 +37,11 @@ class QuantizeKV(Pass):
     4. With `rotate`, values of int4 are rotated before, by random signs and a Hadamard transform, and what attention
        makes of them is rotated back (the first step of TurboQuant, arXiv 2504.19874): channels that stand out no longer
        make the steps of all others coarse. Keys have a scale for each channel, and would gain nothing.
-    5. Refused: attention without a cache, a cache that is quantised already, `int4` of a cache in which something is
-       selected, and a rotation of a number of channels that no 8 divides.
+    5. `turbo3`, `turbo4` and `turbo5` rotate each key or value alike, and round its channels to the 8, 16 or 32 levels
+       that suit a normal distribution best, with a BF16 scale for each position and head (TurboQuant). Each position
+       is rounded when it is written, as with int8.
+    6. Refused: attention without a cache, a cache that is quantised already, `int4` of a cache in which something is
+       selected, a rotation of a number of channels that no 8 divides, and `turbo` of one that no 32 divides.
 
     Attributes:
         keys: what keys are rounded to.
@@ -55,8 +59,14 @@ class QuantizeKV(Pass):
     rotate: bool = False
 
     def __post_init__(self) -> None:
-        """Check what is for int4 alone."""
+        """Check what is for int4 alone, and what does not go with it."""
         super().__post_init__()
+        turned = [d for d in (self.keys, self.values) if d != "keep" and FORMATS[d].turned]
+        if turned and "int4" in {self.keys, self.values}:
+            raise InputError(
+                f"{self.name}: int4 rounds whole blocks of positions, and {turned[0]} each when it is written: "
+                "choose one of them, or int8 beside it"
+            )
         if self.recent < 0 or self.recent % BLOCK:
             raise InputError(
                 f"{self.name}: {self.recent} recent positions are no whole blocks: give a multiple of {BLOCK}"
@@ -119,6 +129,15 @@ class QuantizeKV(Pass):
                 f"positions of the cache {cache.name} are selected for {program.selection.entry}, and int4 rounds "
                 "whole blocks of the text together; choose int8, or leave select-kv out"
             )
+        for part, dtype, channels in (
+            ("keys", self.keys, cache.key_dim),
+            ("values", self.values, cache.value_dim),
+        ):
+            if dtype != "keep" and FORMATS[dtype].turned and channels % _SPAN:
+                return (
+                    f"{part} of the cache {cache.name} have {channels} channels, and {dtype} packs {_SPAN} together; "
+                    "choose int8"
+                )
         if self.rotate and cache.value_dim % 8:
             return (
                 f"values of the cache {cache.name} have {cache.value_dim} channels, and a Hadamard transform needs a "
