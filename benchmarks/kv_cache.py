@@ -36,6 +36,10 @@ _STEPS = {
     "int4": "quantize-kv{keys=int4,values=int4}",
     "int4, values rotated": "quantize-kv{keys=int4,values=int4,rotate=true}",
     "int4, 128 recent in bfloat16": "quantize-kv{keys=int4,values=int4,recent=128}",
+    **{
+        f"turbo{keys} keys, turbo{values} values": f"quantize-kv{{keys=turbo{keys},values=turbo{values}}}"
+        for keys, values in ((4, 3), (4, 4), (5, 3))
+    },
 }
 _LENGTHS = (1000, 4000)
 _BEGIN = 128  # tokens after which code, weights and scratch are in memory

@@ -25,6 +25,14 @@ class Format:
     round: Callable[[Layer], Layer]
 
 
+def _held(keys: str, values: str) -> Format:
+    """Keys and values as compiled code keeps them, in formats that round each position alone."""
+    return Format(
+        lambda dim: sum(CACHE_FORMATS[name].vector_bytes(dim) for name in (keys, values)) * 4 / dim,
+        lambda layer: Layer(held(layer.keys, keys), held(layer.values, values)),
+    )
+
+
 def _bf16(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).float()
 
@@ -47,12 +55,13 @@ def _keys4(x: Tensor) -> Tensor:
 # By format, with the bits of scales and zero points spread over the elements of a head of D dimensions.
 FORMATS: Mapping[str, Format] = {
     "bf16": Format(lambda dim: 16, lambda layer: layer),
-    "int8": Format(
-        lambda dim: CACHE_FORMATS["int8"].vector_bytes(dim) * 8 / dim,
-        lambda layer: Layer(held(layer.keys, "int8"), held(layer.values, "int8")),
-    ),
+    "int8": _held("int8", "int8"),
     "int4": Format(
         lambda dim: 4 + (32 / _GROUP + 32 / dim) / 2,
         lambda layer: Layer(_keys4(layer.keys), _asymmetric4(layer.values, 2)),
     ),
+    **{
+        f"turbo{keys} keys, turbo{values} values": _held(f"turbo{keys}", f"turbo{values}")
+        for keys, values in ((4, 3), (4, 4), (5, 3))
+    },
 }

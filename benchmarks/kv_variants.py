@@ -123,20 +123,20 @@ _NEWEST = [
         ("kvcrush random", "h2o"),
     )
 ]
+_TURBO = "turbo4 keys, turbo3 values"
 _ROUNDED = [
-    Variant("full", "full", 1, "int8"),
-    Variant("full", "full", 1, "int4"),
+    *(Variant("full", "full", 1, form) for form in FORMATS if form != "bf16"),
     *(
         Variant(name, "h2o", ratio, form, 0.75)
         for name in ("h2o", "kvcrush random")
-        for ratio, form in ((2, "int8"), (4, "int8"), (1.25, "int4"), (2, "int4"))
+        for ratio, form in ((2, "int8"), (4, "int8"), (1.25, _TURBO), (2, _TURBO))
     ),
     *(
         Variant(name, "r-kv", ratio, form)
         for name in ("r-kv", "kvcrush random")
-        for ratio, form in ((2, "int8"), (1.25, "int4"))
+        for ratio, form in ((2, "int8"), (1.25, _TURBO), (2, _TURBO))
     ),
-]  # fmt: skip
+]
 
 VARIANTS = list(dict.fromkeys([*_PLAIN, *_CRUSHED, *_FORMS, *_NEWEST, *_ROUNDED]))
 ASKED = list(dict.fromkeys([*_PLAIN, *(v for v in _CRUSHED if v.method == "kvcrush random"), *_ROUNDED]))

@@ -217,10 +217,10 @@ def _tensor_like(values: np.ndarray) -> Any:
 
 
 @cache
-def llama() -> Program:
+def llama(head_dim: int = 12) -> Program:
     """A random Llama of two layers with its MXFP4 draft, through the default pipeline, for 168 positions.
 
-    It has five query heads of 12 channels on one key head, a tied table, and 83 tokens: no multiple of 16.
+    It has five query heads, by default of 12 channels, on one key head, a tied table, and 83 tokens: no multiple of 16.
     """
     config = LlamaConfig(
         vocab_size=83,
@@ -229,7 +229,7 @@ def llama() -> Program:
         num_hidden_layers=2,
         num_attention_heads=5,
         num_key_value_heads=1,
-        head_dim=12,
+        head_dim=head_dim,
         max_position_embeddings=168,
         mlp_bias=True,
         tie_word_embeddings=True,

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 
+from specqd.cache_formats import held
 from specqd.selection import StreamingLLM, keep
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -133,7 +134,10 @@ def test_formats_round_within_their_steps(bench, rng):
     assert all(len(first[0, :, channel].unique()) <= 16 for channel in range(16))
     assert all(len(four.values[0, token].unique()) <= 16 for token in range(70))
     bits = {name: form.bits(64) for name, form in bench.kv_rounding.FORMATS.items()}
-    assert bits == {"bf16": 16, "int8": 8.25, "int4": 4.75}
+    assert {name: bits[name] for name in ("bf16", "int8", "int4")} == {"bf16": 16, "int8": 8.25, "int4": 4.75}
+    assert 16 / bits["turbo4 keys, turbo3 values"] == 256 / 60
+    turned = bench.kv_rounding.FORMATS["turbo4 keys, turbo3 values"].round(layer)
+    assert torch.equal(turned.keys, held(x, "turbo4")) and torch.equal(turned.values, held(x, "turbo3"))
 
 
 class Letters:

@@ -265,7 +265,17 @@ class Queries:
             if totals is not None:
                 I.buffer_store(totals, self.top[g], [query * 2])
                 I.buffer_store(totals, inverse, [query * 2 + 1])
-            if self.a.value_signs:
-                rotate(mixed, self.a.value_dim, self.a.value_signs, back=True)
             with I.serial(0, self.a.value_dim) as d:
                 I.buffer_store(out, mixed[d] * inverse, [query * self.a.value_dim + d])
+        if self.a.value_signs:
+            self._rotate_back(out)
+
+    def _rotate_back(self, out: Any) -> None:
+        size, line = self.a.value_dim, local(self.a.value_dim, "float32")
+        with I.serial(0, self.rows) as row, I.serial(0, self.width) as head:
+            first = bind((self.queries[0] + row * self.a.heads + head) * size)
+            with I.serial(0, size) as d:
+                I.buffer_store(line, out[first + d], [d])
+            rotate(line, size, self.a.value_signs, back=True)
+            with I.serial(0, size) as d:
+                I.buffer_store(out, line[d], [first + d])

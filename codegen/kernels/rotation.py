@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from specqd.codegen.tir import I, bind, f32, i32, tirx
+from specqd.codegen.tir import I, bind, f32, i32, load, store, tirx
 
 __all__ = ["rotate"]
+
+_MOST_LANES = 16
 
 
 def rotate(line: Any, channels: int, signs: tuple[int, ...], *, back: bool = False) -> None:
@@ -16,11 +18,13 @@ def rotate(line: Any, channels: int, signs: tuple[int, ...], *, back: bool = Fal
     size = channels & -channels
     step = 1
     while step < size:
-        with I.serial(0, channels // 2) as i:
-            at = bind(i // step * (2 * step) + i % step)
-            a, b = bind(line[at]), bind(line[at + step])
-            I.buffer_store(line, a + b, [at])
-            I.buffer_store(line, a - b, [at + step])
+        with I.serial(0, channels // (2 * step)) as i:
+            lanes = min(step, _MOST_LANES)
+            with I.serial(0, step // lanes) as j:
+                at = bind(i * (2 * step) + j * lanes)
+                a, b = bind(load(line, at, lanes)), bind(load(line, at + step, lanes))
+                store(line, at, a + b, lanes)
+                store(line, at + step, a - b, lanes)
         step *= 2
     with I.serial(0, channels) as i:
         I.buffer_store(line, line[i] * f32(size**-0.5), [i])
