@@ -193,4 +193,4 @@ def _show(value: tuple[float, float] | None, unit: Callable[[float], float], dig
     if value is None:
         return ""
     low, high = unit(value[0] - value[1]), unit(value[0] + value[1])
-    return f"{unit(value[0]):.{digits}f} ± {(high - low) / 2:.{digits}f}"
+    return f"{unit(value[0]):.{digits}f} ± {abs(high - low) / 2:.{digits}f}"
