@@ -35,6 +35,7 @@ from specqd.reference import run
 from specqd.runtime.library import tensor
 
 BITS = (3, 4, 5)
+REPEATED = ("avx512", "avx512_bf16")  # which look up, and round, as amx does
 TURBO = QuantizeKV(keys="turbo4", values="turbo3")
 
 
@@ -168,7 +169,7 @@ CASES = {
     "turbo4 keys, turbo3 values": (TURBO, Case(heads=6, key_dim=64, value_dim=64, scale=0.125)),
     "turbo5 keys, turbo4 values": (
         QuantizeKV(keys="turbo5", values="turbo4"),
-        Case(heads=8, kv_heads=1, key_dim=32, value_dim=96, softcap=5.0, sinks=True, window=70),
+        Case(heads=4, kv_heads=2, key_dim=32, value_dim=96, softcap=5.0, sinks=True, window=70),
     ),
     "turbo3 keys, turbo5 values": (
         QuantizeKV(keys="turbo3", values="turbo5"),
@@ -191,7 +192,7 @@ def test_compiled_attention_gives_what_the_reference_gives_whatever_the_rows(nam
     wanted = run(made.program, made.program.target, torch.tensor([text]))[0].numpy()
     np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-6)  # sums in another order
     with threads(2):
-        assert np.array_equal(made.decode("target", text, 25), got)
+        assert np.array_equal(made.decode("target", text, 10), got)
 
 
 def bits_of(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -199,14 +200,14 @@ def bits_of(codes: np.ndarray, bits: int) -> np.ndarray:
     return codes[..., None] >> np.arange(bits) & 1
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("isa", [pytest.param(n, marks=EXTENDED) if n in REPEATED else n for n in RUNNABLE])
 @pytest.mark.parametrize(("keys", "values"), [(5, 4), pytest.param(4, 3, marks=EXTENDED)])
 def test_every_instruction_set_packs_alike(isa, keys, values):
     """Codes and scales, bit for bit, against those found one by one."""
     quantise = QuantizeKV(keys=f"turbo{keys}", values=f"turbo{values}")
     text = tokens(16)
-    made = Compiled(quantise(attention(Case(key_dim=32, value_dim=64, capacity=20))).program, isa)
-    got = made.decode("target", text, 4)
+    made = Compiled(quantise(attention(Case(heads=2, key_dim=32, value_dim=64, capacity=20))).program, isa)
+    got = made.decode("target", text, 1)
     wanted = run(made.program, made.program.target, torch.tensor([text]))[0].numpy()
     np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-6)
     for part, width, bits in (("k", 32, keys), ("v", 64, values)):
@@ -228,6 +229,8 @@ def test_every_instruction_set_packs_alike(isa, keys, values):
         assert np.array_equal(kept, np.concatenate(joined, axis=1))
 
 
+@pytest.mark.slow
+@pytest.mark.extended
 def test_a_draft_on_the_same_cache_changes_no_bit_of_the_target(rng):
     made = Compiled(TURBO(llama(32)).program)
     assert {c.dtype for c in made.program.caches.values()} == {"turbo4 keys, turbo3 values"}
@@ -269,7 +272,7 @@ def test_speculation_and_shared_prefixes_change_no_token(tmp_path):
         assert one.stats.reused_tokens == len(text) - 1  # the block in which they part is copied
 
 
-@pytest.mark.parametrize("method", ["r-kv", "kvcrush,scorer=h2o"])
+@pytest.mark.parametrize("method", ["r-kv", pytest.param("kvcrush,scorer=h2o", marks=EXTENDED)])
 def test_a_selection_in_the_target_works_as_without_and_drafts_change_nothing(method, tmp_path):
     selecting = f"select-kv{{method={method},tokens=48,above=48,every=32,sinks=2,recent=16}}"
     model = specqd.load(compiled(tmp_path / "made", f"{TURBO}, {selecting}"), 1)
