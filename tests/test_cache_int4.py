@@ -312,6 +312,8 @@ def test_no_logits_depend_on_how_a_text_was_fed(fed, data):
         at += rows
 
 
+@pytest.mark.slow
+@pytest.mark.extended
 def test_long_passes_at_every_offset_of_a_block(fed):
     """What the recent blocks must hold at once: 128 rows that begin anywhere in a block."""
     made, text, wanted = fed

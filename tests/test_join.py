@@ -104,8 +104,8 @@ def test_chains_over_a_joined_draft_give_the_targets_tokens(tmp_path: Path, monk
     files = tokenizer(tmp_path / "t")
     joined = join(small(2, files=files), small(1, vocab=64, positions=48, files=files), "sibling")
     joined.model = replace(joined.model, tokenizer_files=())
-    monkeypatch.setattr(library, "VERIFY_ROWS", (1, 2, 4, 8))  # each takes a second or two to compile
-    monkeypatch.setattr(library, "PREFILL_ROWS", (32,))
+    monkeypatch.setattr(library, "VERIFY_ROWS", (1, 4, 16))  # each takes a second or two to compile
+    monkeypatch.setattr(library, "PREFILL_ROWS", ())
     manifest = specqd.compile(joined, tmp_path / "a", pipeline=default_pipeline(96, ("sibling",)))
     assert manifest.plan == (
         "target <- suffix:4@adaptive | sibling@adaptive | draft@adaptive <- suffix:3@adaptive"
