@@ -76,7 +76,7 @@ STARTS = st.one_of(st.integers(0, LENGTH - 1), st.sampled_from([14, 15, 16, 120,
 NONSENSE = st.sampled_from([0, 0, 1, 17])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data(), STARTS, NONSENSE, st.sampled_from([1, 2]))
 def test_target(tiny: dict[str, Decoded], data: st.DataObject, start: int, nonsense: int, count: int) -> None:
     sizes = [(rows, False) for rows in (*range(1, 9), 16)] + [(PIECE, True)]
@@ -102,7 +102,7 @@ def test_every_size_at_every_offset_of_a_block(tiny: dict[str, Decoded]) -> None
             tiny["target"].check(start, [(rows, False)], 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(["target", "draft"]),
     st.lists(st.tuples(st.integers(0, LENGTH - 1), st.integers(1, 6)), min_size=3, max_size=3),
