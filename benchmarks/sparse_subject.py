@@ -18,7 +18,7 @@ from specqd.codegen.kernels.dense import dense
 from specqd.codegen.kernels.integer import GROUP, integer
 from specqd.codegen.library import machine_code
 from specqd.codegen.lower.step import Step
-from specqd.codegen.pack import Packed, pack
+from specqd.codegen.pack import Packed, pack, sparse
 from specqd.codegen.sparse_kernels import PARTS, PRECISIONS, Choice, Sparse
 from specqd.codegen.tir import I, load, store, tirx
 from specqd.passes.quantize import int8, mxfp4
@@ -48,9 +48,7 @@ def arrays(values: Tensor, scales: Tensor | None, precision: str, choice: Choice
         size = vectors * kind.dense_bytes // np.dtype(dtype).itemsize
         wanted = {"values": Packed(("w",), precision, dtype, size)}
     else:
-        masks = f"uint{8 * choice.form.mask_bytes(kind.inputs)}"
-        dtypes = zip(PARTS, (f"int{kind.bits}", masks, "int32"), choice.sizes, strict=True)
-        wanted = {p: Packed(("w",), f"{precision}-{choice.form.name}-{p}", d, s) for p, d, s in dtypes}
+        wanted = dict(zip(PARTS, sparse(("w",), precision, choice.form, choice.sizes), strict=True))
     if scales is not None:
         dtype, size = ("float32", blocks * 16) if precision == "int8" else ("uint8", blocks * k // 2)
         wanted["scales"] = Packed(("s",), f"{precision}_scales", dtype, size)
@@ -113,7 +111,7 @@ def _emit(
     weight, offset = buffers["values"], at["values"]
     if choice.form is not None:
         parts = tuple(tuple(of[part] for part in PARTS) for of in (buffers, at))
-        weight = Sparse(step.isa, choice.form, PRECISIONS[precision].bits, *parts)
+        weight = Sparse(choice.form, PRECISIONS[precision].bits, *parts)
     if "scales" in buffers:
         scales = (weight, buffers["scales"]), (offset, at["scales"])
         integer(step.isa, step.rows, n, k, tuple(given), *scales, precision, finish, step.phase, step.space)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,6 @@ def build(
     primitives: dict[str, Any] = {}
     functions: list[Function] = []
     packed: dict[str, Packed] = {}
-    homes: dict[str, str] = {}
     for i, (name, rows, last_only) in enumerate(plan):
         tell(f"lowering {name} for {rows} rows", i, len(plan) + 1)
         symbol = f"{name}_{rows}"
@@ -96,26 +95,26 @@ def build(
         )
         functions.append(Function(entry=name, rows=rows, last_only=last_only, symbol=symbol, args=args))
         packed.update({p.name: p.packed for p in parameters if p.packed is not None})
-        homes = dict.fromkeys((p.name for p in parameters), name) | homes
     if program.selection and program.selection.entry == program.chain[0]:
         primitives |= movers(program, isa)
     tell("compiling", len(plan), len(plan) + 1)
     library, triple = _library(primitives, isa, cache)
     tell("compiled", len(plan) + 1, len(plan) + 1)
     weights = Weights(packed, program.weights)
-    dense = tuple(_kept_dense(program, packed, homes, isa))
+    dense = tuple(_kept_dense(program, packed, functions, isa))
     return Compiled(library, weights, tuple(functions), isa.name, tuple(isa.features), triple, refusals=dense)
 
 
 def _kept_dense(
-    program: Program, packed: Mapping[str, Packed], homes: Mapping[str, str], isa: ISA
+    program: Program, packed: Mapping[str, Packed], functions: Sequence[Function], isa: ISA
 ) -> Iterator[Refused]:
     """Say why matrices that have zeros are stored with them."""
     for name, array in packed.items():
         if array.form in PRECISIONS:
             why = choose([program.weights[source] for source in array.sources], array.form, isa).why
             if why:
-                yield Refused(step="codegen", entry=homes[name], node=name, why=f"stored densely: {why}")
+                entry = next(f.entry for f in functions if any(arg.name == name for arg in f.args))
+                yield Refused(step="codegen", entry=entry, node=name, why=f"stored densely: {why}")
 
 
 def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[bytes, str]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from specqd.codegen.kernels.dense import BLOCK
 from specqd.codegen.kernels.integer import GROUP
-from specqd.codegen.sparse_kernels import packing
+from specqd.codegen.sparse_kernels import Format, packing
 from specqd.errors import CodegenError
 
-__all__ = ["Packed", "pack"]
+__all__ = ["Packed", "pack", "sparse"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,16 @@ def pack(packed: Packed, weights: Mapping[str, Tensor]) -> np.ndarray:
                 f"{name} packs to {layer.size} x {layer.dtype}, not {packed.size} x {packed.dtype}"
             )
     return layers[0] if len(layers) == 1 else np.concatenate(layers)
+
+
+def sparse(sources: tuple[str, ...], kind: str, form: Format, sizes: tuple[int, int, int]) -> list[Packed]:
+    """Return the arrays of a stack of weights of a precision in a format, in the order of `PARTS`."""
+    precision = packing.PRECISIONS[kind]
+    dtypes = (f"int{precision.bits}", f"uint{8 * form.mask_bytes(precision.inputs)}", "int32")
+    return [
+        Packed(sources, f"{kind}-{form.name}-{part}", dtype, size)
+        for part, dtype, size in zip(packing.PARTS, dtypes, sizes, strict=True)
+    ]
 
 
 def _laid_out(packed: Packed, weight: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from specqd.codegen.isa import TABLE
 from specqd.codegen.sparse_kernels import FORMATS, PRECISIONS, Format, choose
-from specqd.codegen.sparse_kernels.formats import PADDING, Stored, stored, values_needed
+from specqd.codegen.sparse_kernels.formats import PADDING, Stored
 from specqd.passes import Pipeline
 from specqd.passes.quantize import int8, mxfp4
 from specqd.program import Entry, ModelInfo, Program
@@ -69,9 +69,9 @@ def test_what_is_stored_expands_to_the_vectors(seed: int, form: Format, kind: st
     dtype = np.uint8 if precision.paired else np.dtype(f"int{precision.bits}")
     top = 16 if precision.paired else 127
     vectors = np.where(rng.random(shape) < share, 0, rng.integers(1, top, shape)).astype(dtype)
-    made = stored(vectors, form, precision.paired)
+    made = Stored(vectors, form, precision.paired)
     assert np.array_equal(expanded(made, form, shape, precision.paired), vectors)
-    assert len(made.values) == values_needed(vectors, form, precision.paired)
+    assert len(made.values) == made.size
     assert made.masks.dtype.itemsize == form.mask_bytes(precision.inputs)
     assert not made.values[-PADDING:].any()
 

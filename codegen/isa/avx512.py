@@ -10,16 +10,17 @@ from specqd.codegen.tir import I, intrinsic, splat, tirx
 
 __all__ = ["AMX", "AVX512", "AVX512BF16"]
 
-#: bits of an element -> what the function that expands it is called
-_EXPANSIONS = {8: "bytes", 16: "words", 32: "lanes"}
 
+def _expansion(bits: int) -> str:
+    """Define `specqd_expand_BITS(vector, mask)`: the first elements where the mask has ones, zeros elsewhere.
 
-def _expansion(name: str, lanes: int, bits: int) -> str:
-    """Define `specqd_expand_NAME(vector, mask)`: the vector's first elements where the mask has ones, else zeros."""
+    VPEXPANDB, VPEXPANDW or VPEXPANDD.
+    """
+    lanes = 512 // bits
     vector, call = f"<{lanes} x i{bits}>", f"@llvm.x86.avx512.mask.expand.v{lanes}i{bits}"
     return f"""
 declare {vector} {call}({vector}, {vector}, <{lanes} x i1>)
-define {vector} @specqd_expand_{name}({vector} %packed, i{lanes} %mask) alwaysinline {{
+define {vector} @specqd_expand_{bits}({vector} %packed, i{lanes} %mask) alwaysinline {{
   %where = bitcast i{lanes} %mask to <{lanes} x i1>
   %r = call {vector} {call}({vector} %packed, {vector} zeroinitializer, <{lanes} x i1> %where)
   ret {vector} %r
@@ -83,7 +84,7 @@ define <16 x float> @specqd_dpbf16ps(<16 x float> %acc, <16 x i32> %w, i32 %x) a
   %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %acc, <32 x bfloat> %a, <32 x bfloat> %b)
   ret <16 x float> %r
 }
-""" + "".join(_expansion(name, 512 // bits, bits) for bits, name in _EXPANSIONS.items())
+""" + "".join(map(_expansion, (8, 16, 32)))
 
     def bf16_prepare(self, weights: Any) -> Any:
         """Keep the pairs as they are."""
@@ -92,11 +93,6 @@ define <16 x float> @specqd_dpbf16ps(<16 x float> %acc, <16 x i32> %w, i32 %x) a
     def bf16_dot(self, acc: Any, prepared: Any, x: Any) -> Any:
         """VDPBF16PS: both products of a pair, with `x` two BF16 in an int32."""
         return tirx.call_pure_extern("float32x16", "specqd_dpbf16ps", acc, prepared, x)
-
-    def expand(self, packed: Any, mask: Any, bits: int) -> Any:
-        """VPEXPANDB, VPEXPANDW or VPEXPANDD."""
-        name, lanes = _EXPANSIONS[bits], 512 // bits
-        return tirx.call_pure_extern(f"int{bits}x{lanes}", f"specqd_expand_{name}", packed, mask)
 
     def dot_unsigned(self, acc: Any, pairs: Sequence[tuple[Any, Any]]) -> Any:
         """VPDPBUSD, four products a lane."""

@@ -30,7 +30,7 @@ class ISA:
     pairs = False
     #: BF16 matrices are multiplied in tiles (codegen/kernels/tiles.py)
     tiles = False
-    #: vectors can be read from their elements and a mask (codegen/sparse_kernels)
+    #: the prelude has `specqd_expand_BITS`, which reads vectors from their elements and a mask (codegen/sparse_kernels)
     expands = False
     #: integer kernels add this times sum(x) for weights that were not shifted to unsigned
     signed_correction = 0
@@ -68,10 +68,6 @@ class ISA:
         low, high = prepared
         even, odd = x
         return self.fma(high, splat(odd, self.lanes), self.fma(low, splat(even, self.lanes), acc))
-
-    def expand(self, packed: Any, mask: Any, bits: int) -> Any:
-        """Put the first of 512 / `bits` integers where the mask, one of as many bits, has ones, and zeros elsewhere."""
-        raise NotImplementedError(f"{self.name} does not expand vectors")
 
     def e2m1_table(self) -> Any:
         """Set up whatever `e2m1` needs, once a task."""

@@ -6,7 +6,8 @@ lies in a plane of its own, after that of the indices. The scale, BF16, belongs 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.activations import bf16_bits
@@ -16,17 +17,18 @@ from specqd.codegen.tir import I, bind, f32, i32, intrinsic, load, local, splat,
 from specqd.lloyd_max import borders, magnitudes
 from specqd.manifest import BLOCK
 
-__all__ = ["Turbo3Keys", "Turbo3Values", "Turbo4Keys", "Turbo4Values", "Turbo5Keys", "Turbo5Values"]
+__all__ = ["TurboKeys", "TurboValues"]
 
 _SCALE_BYTES = 2
 _SPAN = 16  # channels of a value whose indices lie together, in one or two words
 _SIGNS = 32  # channels whose signs are one word
 
 
+@dataclass(frozen=True)
 class _Turbo(ByPosition):
     dtype = "int8"
     packed = 2
-    bits: ClassVar[int]
+    bits: int
 
     @property
     def _index(self) -> int:
@@ -66,7 +68,7 @@ class _Turbo(ByPosition):
         )
 
 
-class _Keys(_Turbo, Keys):
+class TurboKeys(_Turbo, Keys):
     """Bytes `[bytes][16]` of a position's neighbouring channels, first those of indices; then 16 scales."""
 
     def parts(self) -> list[tuple[int, int, int, int]]:
@@ -103,7 +105,7 @@ class _Keys(_Turbo, Keys):
         return tirx.Cast(f"int32x{lanes}", bytes_)
 
 
-class _Values(_Turbo, Values):
+class TurboValues(_Turbo, Values):
     """Words `[16][words]`, first those of indices; then 16 scales.
 
     With 2 bits an index, 16 channels are a word; with 4, two words, and neighbouring channels take turns.
@@ -140,42 +142,6 @@ class _Values(_Turbo, Values):
         word = tirx.reinterpret("int32", load(buffer, first + self._signs + channel // _SIGNS * 4, 4))
         up = _lanes([31 - lane for lane in range(lanes)]) - splat(channel % _SIGNS, lanes)
         return _signed(level, tirx.shift_left(splat(word, lanes), up), lanes)
-
-
-class Turbo3Keys(_Keys):
-    """Keys of 3 bits."""
-
-    bits = 3
-
-
-class Turbo4Keys(_Keys):
-    """Keys of 4 bits."""
-
-    bits = 4
-
-
-class Turbo5Keys(_Keys):
-    """Keys of 5 bits."""
-
-    bits = 5
-
-
-class Turbo3Values(_Values):
-    """Values of 3 bits."""
-
-    bits = 3
-
-
-class Turbo4Values(_Values):
-    """Values of 4 bits."""
-
-    bits = 4
-
-
-class Turbo5Values(_Values):
-    """Values of 5 bits."""
-
-    bits = 5
 
 
 def _encode(isa: ISA, bits: int, line: Any, codes: Any) -> Any:

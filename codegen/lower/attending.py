@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,14 +15,7 @@ from specqd.codegen.kernels.attention import attention
 from specqd.codegen.kernels.cache import BF16Keys, BF16Values, Keys, Paged, Recent, Values, by_position
 from specqd.codegen.kernels.cache_int4 import INT4Keys, INT4Values
 from specqd.codegen.kernels.cache_int8 import INT8Keys, INT8Values
-from specqd.codegen.kernels.cache_turbo import (
-    Turbo3Keys,
-    Turbo3Values,
-    Turbo4Keys,
-    Turbo4Values,
-    Turbo5Keys,
-    Turbo5Values,
-)
+from specqd.codegen.kernels.cache_turbo import TurboKeys, TurboValues
 from specqd.codegen.kernels.move import move
 from specqd.codegen.kernels.pack_blocks import pack_blocks
 from specqd.codegen.kernels.queries import Attention
@@ -34,13 +29,13 @@ from specqd.program import KVCache, Program
 
 __all__ = ["FORMS", "cached_attention", "movers"]
 
-FORMS: dict[str, tuple[type[Keys], type[Values]]] = {
+FORMS: dict[str, tuple[Callable[[ISA, int], Keys], Callable[[ISA, int], Values]]] = {
     "bfloat16": (BF16Keys, BF16Values),
     "int8": (INT8Keys, INT8Values),
     "int4": (INT4Keys, INT4Values),
-    "turbo3": (Turbo3Keys, Turbo3Values),
-    "turbo4": (Turbo4Keys, Turbo4Values),
-    "turbo5": (Turbo5Keys, Turbo5Values),
+    **{
+        f"turbo{bits}": (partial(TurboKeys, bits=bits), partial(TurboValues, bits=bits)) for bits in (3, 4, 5)
+    },
 }
 """How keys and values of each format of specqd.cache_formats lie in memory."""
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from specqd.codegen.pack import Packed
-from specqd.codegen.sparse_kernels import PARTS, PRECISIONS, Sparse, choose
+from specqd.codegen.pack import Packed, sparse
+from specqd.codegen.sparse_kernels import PRECISIONS, Sparse, choose
 from specqd.codegen.tir import i32
 
 __all__ = ["matrix", "users"]
@@ -22,25 +22,16 @@ def matrix(f: Any, weight: fx.Node, dense: Packed) -> tuple[Any, Any]:
     choice = choose([f.program.weights[name] for name in dense.sources], dense.form, f.isa)
     if choice.form is None or any(u.target not in _LINEARS for u in users(f, weight)):
         return f.step.weight(dense)
-    bits = PRECISIONS[dense.form].bits
-    dtypes = (f"int{bits}", f"uint{8 * choice.form.mask_bytes(PRECISIONS[dense.form].inputs)}", "int32")
-    parts = [
-        f.step.weight(Packed(dense.sources, f"{dense.form}-{choice.form.name}-{part}", dtype, size))
-        for part, dtype, size in zip(PARTS, dtypes, choice.sizes, strict=True)
-    ]
+    parts = map(f.step.weight, sparse(dense.sources, dense.form, choice.form, choice.sizes))
     buffers, offsets = zip(*parts, strict=True)
-    return Sparse(f.isa, choice.form, bits, buffers, offsets), i32(0)
+    return Sparse(choice.form, PRECISIONS[dense.form].bits, buffers, offsets), i32(0)
 
 
 def users(f: Any, weight: fx.Node) -> list[fx.Node]:
     """Nodes of any entry that read the weight a get_attr node stands for."""
     graphs = [e.graph for e in f.program.entries.values()]
     return [
-        u
-        for g in graphs
-        for n in g.nodes
-        if n.op == "get_attr" and n.target == weight.target
-        for u in n.users
+        u for g in graphs for n in g.find_nodes(op="get_attr") if n.target == weight.target for u in n.users
     ]
 
 

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from specqd.codegen.isa.base import ISA
 
-from .formats import FORMATS, Format, values_needed
+from .formats import FORMATS, Format, Stored
 from .packing import PRECISIONS
 
 __all__ = ["Choice", "choose", "ranked"]
@@ -46,7 +46,7 @@ class Choice:
 
 def choose(weights: Sequence[Tensor], kind: str, isa: ISA) -> Choice:
     """Choose for weights that one kernel reads one after another; `kind` names the precision."""
-    zeros = sum(_counted(w, kind)["zeros"] for w in weights) / len(weights)
+    zeros = _zeros(weights, kind)
     if zeros < _LEAST:
         return Choice(None, zeros=zeros)
     if not isa.expands:
@@ -61,30 +61,36 @@ def choose(weights: Sequence[Tensor], kind: str, isa: ISA) -> Choice:
 def ranked(weights: Sequence[Tensor], kind: str) -> list[Choice]:
     """Return all formats, the fastest first: as memory needs for the bytes, or expanding if that takes longer."""
     precision, choices = PRECISIONS[kind], []
-    zeros = sum(_counted(w, kind)["zeros"] for w in weights) / len(weights)
-    for form in FORMATS:
-        counts = [_counted(w, kind, form) for w in weights]
-        vectors = sum(c["vectors"] for c in counts)
-        values = sum(c[form.name] for c in counts) * precision.bits // 8
-        ratio = (values + vectors * form.mask_bytes(precision.inputs)) / (vectors * precision.dense_bytes)
+    for at, form in enumerate(FORMATS):
+        sizes = [_sizes(weight, kind)[at] for weight in weights]
+        values, vectors = (sum(size[part] for size in sizes) for part in (0, 1))
+        read = values * precision.bits // 8 + vectors * form.mask_bytes(precision.inputs)
+        ratio = read / (vectors * precision.dense_bytes)
         time = max(ratio, _CYCLES * _BYTES / precision.dense_bytes)
-        sizes = tuple(int(max(c[part] for c in counts)) for part in (form.name, "vectors", "blocks"))
-        choices.append(Choice(form, sizes, zeros, ratio, time))  # type: ignore[arg-type]
+        most = max(sizes)  # they differ in values alone
+        choices.append(Choice(form, most, _zeros(weights, kind), ratio, time))
     return sorted(choices, key=lambda choice: (choice.time, choice.ratio))
 
 
-_COUNTS = WeakTensorKeyDictionary()
+def _zeros(weights: Sequence[Tensor], kind: str) -> float:
+    """The share of zeros; each weight is counted once."""
+    for weight in weights:
+        if weight not in _ZEROS:
+            elements = PRECISIONS[kind].elements(weight)
+            _ZEROS[weight] = 1 - int(elements.count_nonzero()) / max(elements.numel(), 1)
+    return float(sum(_ZEROS[weight] for weight in weights) / len(weights))
 
 
-def _counted(weight: Tensor, kind: str, form: Format | None = None) -> dict[str, float]:
-    """Count a weight's zeros and vectors, and the values that it needs in a format, once."""
-    counts: dict[str, float] = _COUNTS.setdefault(weight, {})
-    precision = PRECISIONS[kind]
-    if "zeros" not in counts:
-        elements = precision.elements(weight)
-        counts["zeros"] = 1 - int(elements.count_nonzero()) / max(elements.numel(), 1)
-    if form is not None and form.name not in counts:
+def _sizes(weight: Tensor, kind: str) -> list[tuple[int, int, int]]:
+    """Values, masks and starts of a weight in each of `FORMATS`, counted once."""
+    if weight not in _SIZES:
+        precision = PRECISIONS[kind]
         vectors = precision.vectors(weight)
-        counts["blocks"], counts["vectors"] = vectors.shape[0], vectors.shape[0] * vectors.shape[1]
-        counts[form.name] = values_needed(vectors, form, precision.paired)
-    return counts
+        blocks, each = vectors.shape[:2]
+        stored = (Stored(vectors, form, precision.paired) for form in FORMATS)
+        _SIZES[weight] = [(of.size, blocks * each, blocks) for of in stored]
+    found: list[tuple[int, int, int]] = _SIZES[weight]
+    return found
+
+
+_ZEROS, _SIZES = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()

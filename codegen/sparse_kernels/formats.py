@@ -8,11 +8,12 @@ very vector of the dense layout, so no format changes a result.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-__all__ = ["CHANNELS", "FORMATS", "PADDING", "VECTOR", "Format", "Stored", "stored", "values_needed"]
+__all__ = ["CHANNELS", "FORMATS", "PADDING", "VECTOR", "Format", "Stored"]
 
 #: output channels of a vector, and its bytes
 CHANNELS, VECTOR = 16, 64
@@ -53,56 +54,56 @@ FORMATS = (Format("element"), Format("lane"), Format("column"))
 
 @dataclass(frozen=True)
 class Stored:
-    """A matrix in a format.
-
-    Attributes:
-        values: elements that are there, block after block of 16 channels, and `PADDING` zeros.
-        masks: one unsigned number for each vector, the first unit in its lowest bit.
-        starts: int32, where the values of a block begin.
-    """
-
-    values: np.ndarray
-    masks: np.ndarray
-    starts: np.ndarray
-
-
-def stored(vectors: np.ndarray, form: Format, paired: bool = False) -> Stored:
-    """Store vectors [blocks, vectors, 16, inputs] of integers.
+    """Vectors [blocks, vectors, 16, inputs] of integers in a format; each array is made when it is asked for.
 
     `paired`: the elements are codes of four bits, of which two vectors share bytes, the first the low halves; a pair
     takes as many bytes as the fuller of its vectors has elements.
     """
-    blocks, _, _, inputs = vectors.shape
-    kept = form.kept(vectors)
-    there = form.spread(kept, inputs)
-    flat = vectors.reshape(there.shape)
-    sizes = _sizes(there, paired)
-    starts = np.zeros(blocks, np.int64)
-    sizes.sum(1)[:-1].cumsum(out=starts[1:])
-    values = np.zeros(int(sizes.sum()) + PADDING, vectors.dtype)
-    if paired:
-        begins = (sizes.reshape(-1).cumsum() - sizes.reshape(-1)).reshape(sizes.shape)
+
+    vectors: np.ndarray
+    form: Format
+    paired: bool = False
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """One unsigned number for each vector, the first unit in its lowest bit."""
+        packed = np.packbits(self.form.kept(self.vectors), -1, bitorder="little")
+        return packed.view(f"<u{packed.shape[-1]}")[..., 0]
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where the values of each block begin, int32."""
+        sizes = self._sizes.sum(1)
+        return (sizes.cumsum() - sizes).astype(np.int32)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The elements that are there, block after block of 16 channels, and `PADDING` zeros."""
+        there = self._there
+        flat = self.vectors.reshape(there.shape)
+        values = np.zeros(self.size, flat.dtype)
+        if not self.paired:
+            values[:-PADDING] = flat[there]
+            return values
+        begins = (self._sizes.reshape(-1).cumsum() - self._sizes.reshape(-1)).reshape(self._sizes.shape)
         for half in (0, 1):
             mine = there[:, half::2]
             places = np.repeat(begins, mine.sum(-1).reshape(-1)) + mine.cumsum(-1, dtype=np.uint8)[mine] - 1
             values[places] |= flat[:, half::2][mine] << 4 * half
-    else:
-        values[:-PADDING] = flat[there]
-    return Stored(values, _packed(kept), starts.astype(np.int32))
+        return values
 
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return int(self._sizes.sum()) + PADDING
 
-def values_needed(vectors: np.ndarray, form: Format, paired: bool = False) -> int:
-    """Count the values of `stored`."""
-    there = form.spread(form.kept(vectors), vectors.shape[-1])
-    return int(_sizes(there, paired).sum()) + PADDING
+    @cached_property
+    def _there(self) -> np.ndarray:
+        """Which elements are there: bool [blocks, vectors, 16 * inputs]."""
+        return self.form.spread(self.form.kept(self.vectors), self.vectors.shape[-1])
 
-
-def _sizes(there: np.ndarray, paired: bool) -> np.ndarray:
-    """Elements that each vector takes [blocks, vectors], or each pair [blocks, vectors / 2]."""
-    sizes = there.sum(-1, dtype=np.int64)
-    return sizes.reshape(len(sizes), -1, 2).max(-1) if paired else sizes
-
-
-def _packed(kept: np.ndarray) -> np.ndarray:
-    packed = np.packbits(kept, -1, bitorder="little")
-    return packed.view(f"<u{packed.shape[-1]}")[..., 0]
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """Values that each vector takes [blocks, vectors], or each pair [blocks, vectors / 2]."""
+        sizes = self._there.sum(-1, dtype=np.int64)
+        return sizes.reshape(len(sizes), -1, 2).max(-1) if self.paired else sizes

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .formats import CHANNELS, Format, Stored, stored
+from .formats import CHANNELS, Format, Stored
 
 __all__ = ["PARTS", "PRECISIONS", "Precision", "part"]
 
@@ -62,6 +62,6 @@ def part(form: str, weight: Tensor, size: int) -> np.ndarray:
     """Return one array of a weight in the form `PRECISION-FORMAT-PART`, filled up with zeros to `size` elements."""
     kind, format_name, name = form.split("-")
     precision = PRECISIONS[kind]
-    made: Stored = stored(precision.vectors(weight), Format(format_name), precision.paired)  # type: ignore[arg-type]
-    array: np.ndarray = getattr(made, name).reshape(-1)
+    stored = Stored(precision.vectors(weight), Format(format_name), precision.paired)  # type: ignore[arg-type]
+    array: np.ndarray = getattr(stored, name).reshape(-1)
     return np.concatenate([array, np.zeros(size - array.size, array.dtype)]) if array.size < size else array

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, i32, intrinsic, load, local, prefetch, splat, tirx
 
 from .formats import VECTOR, Format
@@ -23,7 +22,6 @@ class Sparse:
     `bits` of an element: 8, 16 or 32.
     """
 
-    isa: ISA
     form: Format
     bits: int
     buffers: tuple[Any, Any, Any]
@@ -95,9 +93,11 @@ class Reader:
 
     def _expanded(self, packed: Any, mask: Any, bits: int) -> Any:
         m = self._matrix
-        of_bits = packed if bits == m.bits else tirx.reinterpret("int32x16", packed)
-        wide = m.isa.expand(of_bits, mask, bits)
-        return wide if bits == m.bits else tirx.reinterpret(f"int{m.bits}x{VECTOR * 8 // m.bits}", wide)
+        of_bits, asked = (f"int{size}x{VECTOR * 8 // size}" for size in (bits, m.bits))
+        wide = tirx.call_pure_extern(
+            of_bits, f"specqd_expand_{bits}", tirx.reinterpret(of_bits, packed), mask
+        )
+        return tirx.reinterpret(asked, wide)
 
 
 def _signed(value: int, bits: int) -> int:
