@@ -37,6 +37,12 @@ _STEPS = {
     "int4, values rotated": "quantize-kv{keys=int4,values=int4,rotate=true}",
     "int4, 128 recent in bfloat16": "quantize-kv{keys=int4,values=int4,recent=128}",
     **{
+        f"turbo4 keys, turbo{values} values, {recent} recent in bfloat16": (
+            f"quantize-kv{{keys=turbo4,values=turbo{values},recent={recent}}}"
+        )
+        for values, recent in ((3, 64), (3, 128), (4, 64))
+    },
+    **{
         f"turbo{keys} keys, turbo{values} values": f"quantize-kv{{keys=turbo{keys},values=turbo{values}}}"
         for keys, values in ((4, 3), (4, 4), (5, 3))
     },

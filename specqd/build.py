@@ -245,7 +245,7 @@ def _facts(program: Program, pipeline: str, plan: Plan) -> dict[str, Any]:
                 first_plane=program.first_plane(c.name),
                 key_dtype=c.key_dtype,
                 value_dtype=c.value_dtype,
-                recent=c.recent if c.whole_blocks else None,
+                recent=c.recent,
             )
             for c in program.caches.values()
         },

@@ -15,6 +15,7 @@ __all__ = [
     "FORMATS",
     "KEY_FORMATS",
     "CacheFormat",
+    "as_read",
     "held",
     "rotated",
     "rotated_back",
@@ -29,8 +30,8 @@ class CacheFormat:
 
     `bits` a channel; with every `group` neighbouring channels (0: all of the head) a scale of `scale_bytes` bytes, or
     with every channel one for `positions` neighbouring positions, if that is more than 1. `whole_blocks`: a block is
-    rounded when all its positions are there, and read in BF16 before. `turned`: vectors lie rotated. `rounded` takes
-    float32 `[..., positions, channels]` to what reading the cache gives; None: a cast to the dtype of that name.
+    only rounded when all its positions are there, and read in BF16 before. `turned`: vectors lie rotated. `rounded`
+    takes float32 `[..., positions, channels]` of what lies there to what reading gives; None: a cast to the dtype.
     """
 
     bits: int
@@ -81,20 +82,19 @@ def _int4_keys(x: Tensor) -> Tensor:
     return rounded[..., : x.shape[-2], :]
 
 
-def _turbo(x: Tensor, bits: int) -> Tensor:
-    """Round each rotated channel to a level of the normal distribution's quantiser (TurboQuant, arXiv 2504.19874).
+def _turbo(turned: Tensor, bits: int) -> Tensor:
+    """Round each channel of rotated vectors to a level of the normal distribution's quantiser (arXiv 2504.19874).
 
     Levels are chosen for a vector of the root mean square 1; the scale that they are given back with is the one of
     least squares, in BF16. Sums are of exact products in float64, so that their order is not seen.
     """
-    turned = rotated(x)
     sizes = turned.abs()
-    size = (sizes.double().square().sum(-1, keepdim=True) / x.shape[-1]).sqrt()
+    size = (sizes.double().square().sum(-1, keepdim=True) / turned.shape[-1]).sqrt()
     inverse = size.clamp(min=2.0**-126).reciprocal().float()
     levels = torch.tensor(magnitudes(bits))[torch.bucketize(sizes * inverse, torch.tensor(borders(bits)))]
     wide = levels.double()
     fitted = (wide * sizes).sum(-1, keepdim=True) / wide.square().sum(-1, keepdim=True)
-    return rotated_back((levels * fitted.float().bfloat16().float()).copysign(turned))
+    return (levels * fitted.float().bfloat16().float()).copysign(turned)
 
 
 def _turbo_format(bits: int) -> CacheFormat:
@@ -118,6 +118,13 @@ KEY_FORMATS: dict[str, CacheFormat] = FORMATS | {
 
 def held(x: Tensor, dtype: str, *, keys: bool = False) -> Tensor:
     """Return float32 `[..., positions, channels]`, from a block's begin on, as a cache of that format gives it back."""
+    turned = FORMATS[dtype].turned
+    got = as_read(rotated(x.float()) if turned else x, dtype, keys=keys)
+    return rotated_back(got) if turned else got
+
+
+def as_read(x: Tensor, dtype: str, *, keys: bool = False) -> Tensor:
+    """Return what reading a cache of that format gives of `x`, which lies there: rotated, if the format says so."""
     rounded = (KEY_FORMATS if keys else FORMATS)[dtype].rounded
     return x.to(getattr(torch, dtype)).float() if rounded is None else rounded(x.float())
 

@@ -7,7 +7,7 @@ import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed::*
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from specqd.cache_formats import FORMATS, held, rotated, rotated_back
+from specqd.cache_formats import FORMATS, as_read, held, rotated, rotated_back
 from specqd.manifest import BLOCK
 
 __all__ = [
@@ -97,7 +97,7 @@ def _attend_in_parts(
     """Attend to slots up to `end` of which those of older blocks are rounded; a part is a cache, its format, which."""
     k, v = (cache[:, :end].unsqueeze(0).to(q.dtype) for cache, *_ in (keys, values))
     of_keys, of_values = (
-        held(x, dtype, keys=which) if dtype else x
+        as_read(x, dtype, keys=which) if dtype else x
         for x, (_, dtype, which) in zip((k, v), (keys, values), strict=True)
     )
     blocks = torch.arange(end, device=q.device) // BLOCK
@@ -121,26 +121,29 @@ def cached_attention(
     key_dtype: str = "",
     value_dtype: str = "",
     received: Tensor | None = None,
-    recent: int = 0,
+    recent: int | None = None,
     rotate: bool = False,
 ) -> Tensor:
     """Write `k, v` into slot `positions` of layer `layer` of the cache, then attend to slots up to each position.
 
     Shapes as `causal_attention` with B = 1, `positions int64 [1, S]` consecutive, caches as in
     `specqd.program.KVCache`. Keys and values are rounded to the cache's dtype before they are used; `key_dtype` and
-    `value_dtype` name a format of specqd.cache_formats that they are rounded to before, or, if one of them rounds whole
-    blocks, when they are read by a position whose block begins more than `recent` positions after theirs. With
-    `rotate`, values are rotated before that, and the result back. `received float32 [layers, KV, capacity]` gets the
+    `value_dtype` name a format of specqd.cache_formats that they are rounded to before, or, with `recent`, when
+    they are read by a position whose block begins more than so many positions after theirs. With `rotate`, values are
+    rotated before that, and the result back. `received float32 [layers, KV, capacity]` gets the
     weight that each slot up to the last position was given, the mean over the rows and the queries of a key head.
     """
     where = positions[0]
-    if any(dtype and FORMATS[dtype].whole_blocks for dtype in (key_dtype, value_dtype)):
-        for new, cache in ((k, cache_k), (rotated(v) if rotate else v, cache_v)):
+    if recent is not None:
+        turned, turned_values = (dtype != "" and FORMATS[dtype].turned for dtype in (key_dtype, value_dtype))
+        turned_values |= rotate
+        q, k = (rotated(x) if turned else x for x in (q, k))
+        for new, cache in ((k, cache_k), (rotated(v) if turned_values else v, cache_v)):
             cache[layer, :, where] = new[0].to(cache.dtype)
         given = (scale, window, softcap, sinks, where)
         parts = ((cache_k[layer], key_dtype, True), (cache_v[layer], value_dtype, False))
         mixed = _attend_in_parts(q, *parts, int(where[-1]) + 1, recent, given)
-        return rotated_back(mixed) if rotate else mixed
+        return rotated_back(mixed) if turned_values else mixed
     for new, cache, dtype in ((k, cache_k, key_dtype), (v, cache_v, value_dtype)):
         cache[layer, :, where] = (held(new[0], dtype) if dtype else new[0]).to(cache.dtype)
     end = int(where[-1]) + 1

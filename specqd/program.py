@@ -21,9 +21,9 @@ class KVCache:
 
     Held as two tensors, `[layers, kv_heads, capacity, key_dim]` and `[..., value_dim]`, that graphs take as
     placeholders `<name>_k` and `<name>_v`. Slot `p` belongs to position `p`. `key_dtype` and `value_dtype` are names
-    of specqd.cache_formats; see `reference.new_caches` on the tensors of quantised ones. If one of them rounds whole
-    blocks (`whole_blocks`), a position is read rounded where its block lies more than `recent` positions before the
-    block of whoever reads it, and in BF16 where not; with `rotated`, values lie rotated.
+    of specqd.cache_formats; see `reference.new_caches` on the tensors of quantised ones. They are rounded when they are
+    written, or with `recent` by whole blocks: a position is read rounded where its block lies more than `recent`
+    positions before the block of whoever reads it, and in BF16 where not. With `rotated`, values lie rotated.
     """
 
     name: str
@@ -34,7 +34,7 @@ class KVCache:
     capacity: int
     key_dtype: str = "bfloat16"
     value_dtype: str = "bfloat16"
-    recent: int = 0
+    recent: int | None = None
     rotated: bool = False
 
     @property
@@ -45,7 +45,7 @@ class KVCache:
     @property
     def whole_blocks(self) -> bool:
         """Whether a block is rounded when all its positions are there."""
-        return FORMATS[self.key_dtype].whole_blocks or FORMATS[self.value_dtype].whole_blocks
+        return self.recent is not None
 
     @property
     def dtype(self) -> str:

@@ -63,8 +63,8 @@ def weight_seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
 def new_caches(program: Program) -> dict[str, torch.Tensor]:
     """Make zeroed tensors for every placeholder that the program's caches declare, and for what an observer says.
 
-    A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes. If keys
-    or values are rounded by whole blocks, quantised ones are kept in BF16, and rounded when they are read.
+    A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes. One
+    that is rounded by whole blocks is kept in BF16, and rounded when it is read.
     """
     caches = {}
     for c in program.caches.values():

@@ -38,6 +38,9 @@ CHOICES = {
     "int4 keys, int8 values": QuantizeKV(keys="int4", values="int8"),
     "int4 keys": QuantizeKV(keys="int4", values="keep"),
     "int8 keys, int4 values": QuantizeKV(keys="int8", values="int4"),
+    "turbo, 32 recent": QuantizeKV(keys="turbo4", values="turbo3", recent=32),
+    "int4 keys, turbo values": QuantizeKV(keys="int4", values="turbo3"),
+    "int8, 16 recent": QuantizeKV(keys="int8", values="int8", recent=16),
 }
 
 
@@ -142,7 +145,7 @@ def test_a_cache_says_how_many_bytes_it_takes():
     plain = KVCache("kv", 3, 2, 64, 64, 100)
     # 4 bits and 4 bytes for 16 numbers of a key's channel, 4 bits and 4 bytes for a value.
     assert replace(plain, key_dtype="int4", value_dtype="int4").bytes == 3 * 2 * 100 * (48 + 36)
-    assert not plain.whole_blocks and replace(plain, value_dtype="int4").whole_blocks
+    assert not plain.whole_blocks and replace(plain, value_dtype="int4", recent=0).whole_blocks
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,6 @@ def test_a_cache_says_how_many_bytes_it_takes():
     [
         ({"recent": 8, "keys": "int4"}, "8 recent positions are no whole blocks: give a multiple of 16"),
         ({"recent": -16, "keys": "int4"}, "-16 recent positions are no whole blocks"),
-        ({"recent": 16}, "recent=16 is for int4, and int8 and int8 are rounded as they are written"),
         ({"keys": "int4", "rotate": True}, "rotate is for int4 values, and they are int8 here"),
     ],
 )
@@ -163,7 +165,7 @@ def test_selections_and_packed_blocks_refuse_each_other():
     selected = Pipeline.parse("draft: select-kv{tokens=128}")(llama())
     refused = INT4(selected)
     assert refused.rewrites == 0
-    assert "are selected for draft, and int4 rounds whole blocks" in refused.refusals[0].why
+    assert "are selected for draft, and int4 or recent positions round whole" in refused.refusals[0].why
     for step in ("select-kv{tokens=128}", "draft: select-kv{tokens=128}"):
         made = Pipeline.parse(step)(INT4(llama()).program)
         assert made.selection is None
@@ -183,8 +185,13 @@ def attended(made: Program, case: Case, text: list[int], recent: int) -> np.ndar
         "v": (case.kv_heads, case.value_dim),
     }
     q, k, v = (made.weights[n][text].view(len(text), *dims[n]).transpose(0, 1) for n in "qkv")
-    plain = {"k": k.bfloat16().float(), "v": v.bfloat16().float()}
-    packed = {n: held(plain[n], formats[n], keys=n == "k") for n in "kv"}
+    plain, packed = {}, {}
+    for name, x in (("k", k), ("v", v)):
+        if formats[name].startswith("turbo"):  # lies rotated in BF16 too
+            plain[name] = rotated_back(rotated(x).bfloat16().float())
+        else:
+            plain[name] = x.bfloat16().float()
+        packed[name] = held(plain[name], formats[name], keys=name == "k")
     out = np.zeros((len(text), case.heads, case.value_dim))
     for at in range(len(text)):
         old = [at // BLOCK - p // BLOCK > recent // BLOCK for p in range(at + 1)]
@@ -202,13 +209,23 @@ def attended(made: Program, case: Case, text: list[int], recent: int) -> np.ndar
     return out.reshape(len(text), -1)
 
 
-@pytest.mark.parametrize("recent", [0, 32])
-def test_the_reference_reads_each_position_by_the_distance_of_blocks(recent):
-    case = Case(key_dim=8, value_dim=6, capacity=100)
-    made = QuantizeKV(keys="int4", values="int4", recent=recent)(attention(case)).program
+@pytest.mark.parametrize(
+    ("keys", "values", "recent"),
+    [
+        ("int4", "int4", 0),
+        ("int4", "int4", 32),
+        ("turbo4", "turbo3", 32),
+        ("int4", "turbo5", 0),
+        ("int8", "int8", 16),
+    ],
+)
+def test_the_reference_reads_each_position_by_the_distance_of_blocks(keys, values, recent):
+    narrow = Case(key_dim=8, value_dim=6, capacity=100)
+    case = Case(key_dim=32, value_dim=32, capacity=100, scale=0.2) if "turbo" in keys + values else narrow
+    made = QuantizeKV(keys=keys, values=values, recent=recent)(attention(case)).program
     text = tokens(100)
     got = run(made, made.target, torch.tensor([text]))[0].numpy()
-    np.testing.assert_allclose(got, attended(made, case, text, recent), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(got, attended(made, case, text, recent), rtol=0, atol=4e-6)
 
 
 def test_values_of_float32_stay_what_they_are_beside_int4_keys():
@@ -233,6 +250,9 @@ def test_values_of_float32_stay_what_they_are_beside_int4_keys():
         ("all at once", "int4, 32 recent"),
         ("wide values, odd capacity", "int4, rotated"),
         ("odd heads", "int8 keys, int4 values"),
+        ("group of 8, heads of 64", "turbo, 32 recent"),
+        pytest.param("group of 8, heads of 64", "int4 keys, turbo values", marks=EXTENDED),
+        pytest.param("odd heads", "int8, 16 recent", marks=EXTENDED),
         pytest.param("group of 3, heads of 12", "int4 keys, int8 values", marks=EXTENDED),
         pytest.param("sees itself only", "int4 keys", marks=EXTENDED),
     ],

@@ -70,7 +70,7 @@ def test_every_attention_says_what_it_rounds_to(choice, program):  # noqa: F811
     assert result.rewrites == 3 and not result.refusals
     wanted = ("int8" if choice != "values" else "", "int8" if choice != "keys" else "")
     calls = [n for n in result.program.target.graph.nodes if n.name.startswith("cached")]
-    assert [n.args[11:] for n in calls] == [(*wanted, None, 0, False)] * 3
+    assert [n.args[11:] for n in calls] == [(*wanted, None, None, False)] * 3
     assert next(n.args[:11] for n in calls)[6:] == (0.3, 0, 0, 0.0, None)
     for name, cache in result.program.caches.items():
         assert (cache.key_dtype, cache.value_dtype) == tuple(w or "bfloat16" for w in wanted)

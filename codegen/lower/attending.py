@@ -88,22 +88,22 @@ def _paged(f: Any, cache: KVCache, layer: Any) -> Paged:
     """Declare the buffers of a cache."""
     of_keys, of_values = _forms(f.isa, cache)
     keys, values, pool = _buffers(f, cache, of_keys, of_values)
-    recent = _recent(f, cache, layer) if cache.whole_blocks else None
+    recent = None if cache.recent is None else _recent(f, cache, layer, cache.recent)
     first = f.program.first_plane(cache.name)
     rows = f.blocks, f.tables, f.positions
     return Paged(keys, values, of_keys, of_values, pool, layer, *rows, first, recent)
 
 
-def _recent(f: Any, cache: KVCache, layer: Any) -> Recent:
+def _recent(f: Any, cache: KVCache, layer: Any, positions: int) -> Recent:
     if f.step.rows > LONGEST_PASS:
         raise CodegenError(
             f"a pass of {f.step.rows} rows does not fit into the recent blocks of the cache {cache.name}: "
             f"take {LONGEST_PASS} at most"
         )
     of_keys, of_values = BF16Keys(f.isa, cache.key_dim), BF16Values(f.isa, cache.value_dim)
-    turns = recent_blocks(cache.recent)
+    turns = recent_blocks(positions)
     keys, values, pool = _buffers(f, cache, of_keys, of_values, turns)
-    first, window = f.program.first_plane(cache.name), cache.recent // BLOCK
+    first, window = f.program.first_plane(cache.name), positions // BLOCK
     rows = f.blocks, f.tables, f.positions
     return Recent(keys, values, of_keys, of_values, pool, layer, *rows, first, None, window, turns)
 

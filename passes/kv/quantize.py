@@ -31,23 +31,23 @@ class QuantizeKV(Pass):
     1. The caches of the entry get the formats, and so do all entries that share them: a cache has one format.
     2. `int8` is symmetric, with a BF16 scale for each position and head.
     3. `int4` is asymmetric, as KIVI (arXiv 2402.02750): a scale and a zero point, BF16, for each channel of 16
-       positions of keys, and for each position of values. A block of 16 positions is rounded when it is whole. Until
-       then, and while it lies no more than `recent` positions before the block of whoever reads it, BF16 is read: what
-       position q reads of p depends on nothing but q and p.
-    4. With `rotate`, values of int4 are rotated before, by random signs and a Hadamard transform, and what attention
+       positions of keys, and for each position of values.
+    4. With int4, or with `recent` (KIVI's window), a block of 16 positions is rounded when it is whole. Until then, and
+       while it lies no more than `recent` positions before the block of whoever reads it, BF16 is read: what position q
+       reads of p depends on nothing but q and p. Other formats are rounded when they are written.
+    5. With `rotate`, values of int4 are rotated before, by random signs and a Hadamard transform, and what attention
        makes of them is rotated back (the first step of TurboQuant, arXiv 2504.19874): channels that stand out no longer
        make the steps of all others coarse. Keys have a scale for each channel, and would gain nothing.
-    5. `turbo3`, `turbo4` and `turbo5` rotate each key or value alike, and round its channels to the 8, 16 or 32 levels
-       that suit a normal distribution best, with a BF16 scale for each position and head (TurboQuant). Each position
-       is rounded when it is written, as with int8.
-    6. Refused: attention without a cache, a cache that is quantised already, `int4` of a cache in which something is
-       selected, a rotation of a number of channels that no 8 divides, and `turbo` of one that no 32 divides.
+    6. `turbo3`, `turbo4` and `turbo5` rotate each key or value alike, and round its channels to the 8, 16 or 32 levels
+       that suit a normal distribution best, with a BF16 scale for each position and head (TurboQuant).
+    7. Refused: attention without a cache, a cache that is quantised already, whole blocks of a cache in which something
+       is selected, a rotation of a number of channels that no 8 divides, and `turbo` of one that no 32 divides.
 
     Attributes:
         keys: what keys are rounded to.
         values: what values are rounded to.
-        recent: positions before the block that is written which stay in BF16, with int4; a multiple of 16. With 0,
-            sequences that begin alike can share whole blocks; with more they share nothing.
+        recent: positions before the block that is written which stay in BF16, as that does; a multiple of 16. With
+            some, sequences that begin alike share nothing. With 0, nothing stays but the block itself with int4.
         rotate: rotate values, with int4 values.
     """
 
@@ -59,22 +59,11 @@ class QuantizeKV(Pass):
     rotate: bool = False
 
     def __post_init__(self) -> None:
-        """Check what is for int4 alone, and what does not go with it."""
+        """Check that recent positions are whole blocks, and what is for int4 alone."""
         super().__post_init__()
-        turned = [d for d in (self.keys, self.values) if d != "keep" and FORMATS[d].turned]
-        if turned and "int4" in {self.keys, self.values}:
-            raise InputError(
-                f"{self.name}: int4 rounds whole blocks of positions, and {turned[0]} each when it is written: "
-                "choose one of them, or int8 beside it"
-            )
         if self.recent < 0 or self.recent % BLOCK:
             raise InputError(
                 f"{self.name}: {self.recent} recent positions are no whole blocks: give a multiple of {BLOCK}"
-            )
-        if self.recent and "int4" not in {self.keys, self.values}:
-            raise InputError(
-                f"{self.name}: recent={self.recent} is for int4, and {self.keys} and {self.values} are rounded as they "
-                "are written: leave it out"
             )
         if self.rotate and self.values != "int4":
             raise InputError(
@@ -85,6 +74,12 @@ class QuantizeKV(Pass):
     def lossless(self) -> bool:
         """It rounds, unless it keeps everything."""
         return {self.keys, self.values} == {"keep"}
+
+    @property
+    def _recent(self) -> int | None:
+        """Positions before the block that is written which stay in BF16; None: every position is rounded at once."""
+        whole = any(FORMATS[d].whole_blocks for d in (self.keys, self.values) if d != "keep")
+        return self.recent if self.recent or whole else None
 
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal]:
         """Declare the formats of the entry's caches, and round in every entry that uses those."""
@@ -120,14 +115,14 @@ class QuantizeKV(Pass):
         of_keys = cache.key_dtype if self.keys == "keep" else self.keys
         of_values = cache.value_dtype if self.values == "keep" else self.values
         return dataclasses.replace(
-            cache, key_dtype=of_keys, value_dtype=of_values, recent=self.recent, rotated=self.rotate
+            cache, key_dtype=of_keys, value_dtype=of_values, recent=self._recent, rotated=self.rotate
         )
 
     def _unsuitable(self, program: Program, cache: KVCache) -> str | None:
-        if program.selection and "int4" in {self.keys, self.values}:
+        if program.selection and self._recent is not None:
             return (
-                f"positions of the cache {cache.name} are selected for {program.selection.entry}, and int4 rounds "
-                "whole blocks of the text together; choose int8, or leave select-kv out"
+                f"positions of the cache {cache.name} are selected for {program.selection.entry}, and int4 or recent "
+                "positions round whole blocks of the text; choose int8 or turbo formats, or leave select-kv out"
             )
         for part, dtype, channels in (
             ("keys", self.keys, cache.key_dim),

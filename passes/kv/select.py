@@ -187,7 +187,7 @@ class SelectKV(Pass):
         if whole:
             return (
                 f"the cache {whole[0]} ({program.caches[whole[0]].dtype}) rounds whole blocks of the text together, "
-                "and what is selected is none; choose quantize-kv{keys=int8,values=int8}"
+                "and what is selected is none; choose int8 or turbo formats without recent positions"
             )
         if not set(own) <= set(shared):
             return f"{entry.name} has a cache of its own; put share-kv first"
