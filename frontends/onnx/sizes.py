@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import TensorProto
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .graph import Node
 from .values import known, sizes
@@ -39,7 +40,14 @@ def _pairwise(function: Callable[[Any, Any], Any]) -> Callable[..., Value]:
 
 
 def _divided(a: Any, b: Any) -> Any:
-    return a / b if isinstance(a, float | torch.SymFloat) or isinstance(b, float | torch.SymFloat) else a // b
+    """Divide; whole numbers towards zero, without a condition on sizes that are left open."""
+    if isinstance(a, float | torch.SymFloat) or isinstance(b, float | torch.SymFloat):
+        return a / b
+    if statically_known_true(b < 0):
+        a, b = -a, -b
+    if statically_known_true(a >= 0):
+        return a // b
+    return torch.sym_max(a, 0) // b - torch.sym_max(-a, 0) // b
 
 
 def _gather(node: Node, x: Value, index: Value, axis: int = 0) -> Value:
@@ -60,11 +68,8 @@ def _slice(
 
 
 def _made(found: Any) -> Value:
-    array = np.empty((), dtype=object)
-    if isinstance(found, np.ndarray):
-        return sizes(found)
-    array[()] = found
-    return sizes(array)
+    """Return an array, or the one number that numpy makes of an array without dimensions."""
+    return sizes(found if isinstance(found, np.ndarray) else np.array(found, dtype=object))
 
 
 def _squeeze(node: Node, x: Value, axes: Value = None) -> Value:
@@ -120,7 +125,7 @@ SIZES: dict[str, Callable[..., Value]] = {
     "Mod": _pairwise(operator.mod),
     "Max": _pairwise(torch.sym_max),
     "Min": _pairwise(torch.sym_min),
-    "Neg": lambda node, x: sizes(-x),
+    "Neg": lambda node, x: _made(-x),
     "Floor": lambda node, x: _made(np.frompyfunc(math.floor, 1, 1)(x)),
     "Ceil": lambda node, x: _made(np.frompyfunc(math.ceil, 1, 1)(x)),
     "Equal": _equal,
@@ -135,8 +140,6 @@ SIZES: dict[str, Callable[..., Value]] = {
     "Reshape": _reshape,
     "ReduceProd": _reduced(math.prod),
     "ReduceSum": _reduced(sum),
-    "Size": lambda node, x: known(x.size),
-    "Shape": lambda node, x, **_: known(list(x.shape)),
 }
 """`function(node, *inputs, **attributes)` on arrays, of objects where they hold symbols.
 
