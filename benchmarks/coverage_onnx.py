@@ -15,10 +15,10 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 import specqd
+from specqd.frontends.onnx.reading import OLDEST
 
 __all__ = ["attempt", "compiled", "interpreted", "names"]
 
-OLDEST = 13
 _HELD = {
     "int4": "int8", "int2": "int8", "uint4": "uint8", "uint2": "uint8", "uint16": "int32", "uint32": "int64",
     "uint64": "int64", "bfloat16": "float32",
