@@ -114,10 +114,12 @@ def test_sizes_are_divided_towards_zero(rng):
     """Half of `-n` is minus the smaller half of n, and not the larger one as in Python."""
     proto = model(
         """
-        net (float[n] x) => (int64 y, int64 z) {
+        net (float[n] x) => (int64 y, int64 z, int64 w, int64[2] v) {
             first = Constant<value_int=0>()  two = Constant<value_int=2>()  nine = Constant<value_int=9>()
             size = Shape(x)  n = Gather(size, first)
             minus = Neg(n)  y = Div(minus, two)  less = Sub(n, nine)  z = Div(less, two)
+            twenty = Constant<value_int=20>()  w = Div(twenty, less)
+            pair = Concat<axis=0>(size, size)  v = ReduceSum<noop_with_empty_axes=1>(pair)
         }
         """
     )
@@ -125,6 +127,27 @@ def test_sizes_are_divided_towards_zero(rng):
     for n in (4, 7, 10, 12):
         x = torch.randn(n, generator=rng)
         close(program.module()(x), expected(proto, x.numpy()))
+
+
+@pytest.mark.parametrize(("by", "exact"), [(0.5, True), (1.75, True), (0.7, False)])
+def test_whole_numbers_of_sizes_are_those_of_float32(by, exact):
+    """10 times the float32 next to 0.7 is less than 7, and in float32 it is 7; symbols are not rounded to float32."""
+    proto = model(
+        f"""
+        net (float[n] x) => (int64 y) {{
+            first = Constant<value_int=0>()  by = Constant<value_float={by}>()
+            size = Shape(x)  n = Gather(size, first)
+            real = Cast<to=1>(n)  some = Mul(real, by)  low = Floor(some)  y = Cast<to=7>(low)
+        }}
+        """
+    )
+    x = torch.zeros(10)
+    assert specqd.capture(proto, dynamic_shapes={"n": 10}).module()(x) == expected(proto, x.numpy())[0]
+    if exact:
+        assert specqd.capture(proto).module()(x) == expected(proto, x.numpy())[0]
+    else:
+        with pytest.raises(CaptureError, match=r"scaled by 0.7, which is not exact in float32; fix the size"):
+            specqd.capture(proto)
 
 
 def test_nodes_may_be_in_any_order():
