@@ -110,16 +110,17 @@ def test_an_array_without_dimensions_is_an_example():
     assert program.module()(torch.tensor(-1.0)) == 0
 
 
-def test_sizes_are_divided_towards_zero(rng):
-    """Half of `-n` is minus the smaller half of n, and not the larger one as in Python."""
+def test_sizes_are_divided_as_onnx_says(rng):
+    """Half of `-n` is minus the smaller half of n, and not the larger one as in Python; fmod has the sign of `-n`."""
     proto = model(
         """
-        net (float[n] x) => (int64 y, int64 z, int64 w, int64[2] v) {
+        net (float[n] x) => (int64 y, int64 z, int64 w, int64[2] v, int64 u, int64 t) {
             first = Constant<value_int=0>()  two = Constant<value_int=2>()  nine = Constant<value_int=9>()
             size = Shape(x)  n = Gather(size, first)
             minus = Neg(n)  y = Div(minus, two)  less = Sub(n, nine)  z = Div(less, two)
             twenty = Constant<value_int=20>()  w = Div(twenty, less)
             pair = Concat<axis=0>(size, size)  v = ReduceSum<noop_with_empty_axes=1>(pair)
+            u = Mod<fmod=0>(less, two)  t = Mod<fmod=1>(less, two)
         }
         """
     )

@@ -40,8 +40,8 @@ def _pairwise(function: Callable[[Any, Any], Any]) -> Callable[..., Value]:
         found = function(a, b)
         return float(np.float32(found)) if isinstance(found, float) else found
 
-    def apply(node: Node, a: Value, b: Value) -> Value:
-        return _made(np.frompyfunc(rounded, 2, 1)(_array(a), _array(b)))
+    def apply(node: Node, a: Value, b: Value, fmod: int = 0) -> Value:
+        return NotImplemented if fmod else _made(np.frompyfunc(rounded, 2, 1)(_array(a), _array(b)))
 
     return apply
 
