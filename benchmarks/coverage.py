@@ -20,8 +20,8 @@ from typing import Any
 __all__: list[str] = []
 
 _WORKER = Path(__file__).parent / "coverage_cases.py"
-#: onnx-node-tvm: TVM's own importer, on the tests of onnx-node
-SUITES = ("opinfo", "onnx-node", "onnx-node-tvm", "timm", "transformers")
+#: onnx-node-tvm: TVM's own importer, on the tests of onnx-node; onnx-fuzz: damaged files, captured only
+SUITES = ("opinfo", "onnx-node", "onnx-node-tvm", "onnx-fuzz", "timm", "transformers")
 OUTCOMES = ("passed", "refused", "wrong", "crashed", "skipped")
 
 
@@ -70,9 +70,7 @@ class Worker:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--suite", required=True, choices=("opinfo", "onnx-node", "onnx-node-tvm", "timm", "transformers")
-    )
+    parser.add_argument("--suite", required=True, choices=SUITES)
     parser.add_argument("--quick", action="store_true", help="a few samples of each operator, a few models")
     parser.add_argument("--only", nargs="*", help="these names alone")
     parser.add_argument("--part", default="0/1", help="this part of so many, such as 2/8")

@@ -86,6 +86,12 @@ def _node_test_in_tvm(name: str) -> tuple[str, str]:
     return coverage_onnx.attempt(name, coverage_tvm.imported, (coverage_tvm.RefusedError,))
 
 
+def _damaged_file(name: str) -> tuple[str, str]:
+    import fuzz_onnx
+
+    return fuzz_onnx.attempt(name)
+
+
 def _models(make: Callable[[str], Iterator[Case]]) -> Callable[[str, bool], Iterator[Case]]:
     return lambda name, quick: make(name)
 
@@ -101,11 +107,16 @@ CASES: dict[str, Callable[[str, bool], Iterator[Case]]] = {
 TESTS: dict[str, Callable[[str], tuple[str, str]]] = {
     "onnx-node": _node_test,
     "onnx-node-tvm": _node_test_in_tvm,
+    "onnx-fuzz": _damaged_file,
 }
 
 
 def names(suite: str) -> list[str]:
     """What a suite tries, a name for each request to a worker."""
+    if suite == "onnx-fuzz":
+        import fuzz_onnx
+
+        return fuzz_onnx.names()
     if suite in TESTS:
         import coverage_onnx
 

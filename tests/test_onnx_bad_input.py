@@ -65,6 +65,10 @@ CASES = {
     "negative size": (model([ADD], tensors=[tensor(dims=[-2])]), r"impossible shape \[-2\]"),
     "huge size": (model([ADD], tensors=[tensor(dims=[1 << 40, 1 << 40])]), "impossible shape"),
     "less than it says": (model([ADD], tensors=[tensor(dims=[1 << 30])]), "4294967296 bytes, and holds 8"),
+    "more than it says": (model([ADD], tensors=[TensorProto(
+        name="w", data_type=TensorProto.INT32, dims=[2], int32_data=range(8))]), "holds 8 elements"),
+    "nibbles apart": (model([ADD], tensors=[TensorProto(
+        name="w", data_type=TensorProto.INT4, dims=[2], int32_data=[1, 2])]), "holds 2 elements"),
     "huge input": (model([RELU], [info("x", (1 << 30, 1 << 30))]), "more than memory holds"),
     "impossible input": (model([RELU], [info("x", (1 << 40,))]), "impossible size 1099511627776"),
     "unknown type": (model([ADD], tensors=[tensor(data_type=77)]), "type number 77"),
@@ -121,6 +125,20 @@ def test_little_that_grows_is_not_computed(tmp_path):
         specqd.capture(model(nodes, tensors=[shape]))
 
 
+@pytest.mark.parametrize("shapes", [((1 << 15, 1), (1, 1 << 15)), ((1 << 20,), (1 << 20,))])
+def test_constants_that_grow_by_what_they_meet_are_not_computed(shapes):
+    """Thousands of numbers that broadcast to billions; or that are joined to themselves, again and again."""
+    tensors = [
+        numpy_helper.from_array(np.ones(shape, np.float32), name)
+        for name, shape in zip("ab", shapes, strict=True)
+    ]
+    nodes = [helper.make_node("Mul", ["a", "b"], ["0"])]
+    nodes += [helper.make_node("Concat", [str(n)] * 2, [str(n + 1)], axis=0) for n in range(20)]
+    nodes += [helper.make_node("Add", ["x", "20"], ["y"])]
+    with pytest.raises(CaptureError, match="GB of constants"):
+        specqd.capture(model(nodes, tensors=tensors))
+
+
 def test_loops_without_an_end_are_not_unrolled():
     body = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Relu", ["h"], ["k"])],
@@ -146,8 +164,25 @@ def test_a_function_that_calls_itself():
         specqd.capture(proto)
 
 
+def test_functions_that_double(monkeypatch):
+    """Twenty functions, each of which calls the next one twice, are a million nodes."""
+    from specqd.frontends.onnx import running
+
+    monkeypatch.setattr(running, "_NODES", 1000)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
+    proto = model([helper.make_node("f0", ["x"], ["y"], domain="own")])
+    for n in range(20):
+        calls = [helper.make_node(f"f{n + 1}", [a], [b], domain="own") for a, b in ("at", "tb")]
+        proto.functions.append(helper.make_function("own", f"f{n}", ["a"], ["b"], calls, opsets))
+    last = [helper.make_node("Relu", ["a"], ["b"])]
+    proto.functions.append(helper.make_function("own", "f20", ["a"], ["b"], last, opsets))
+    proto.opset_import.append(opsets[1])
+    with pytest.raises(CaptureError, match="more than 1000 nodes run"):
+        specqd.capture(proto)
+
+
 def test_a_sample_of_damaged_files(tmp_path):
-    """What benchmarks/fuzz_onnx.py does with thousands."""
+    """What the suite onnx-fuzz of benchmarks/coverage.py does with thousands."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
     try:
         from fuzz_onnx import damaged

@@ -63,16 +63,16 @@ def capture_onnx(
         raise InputError(
             f"{model.source} takes {len(model.graph.inputs)} inputs ({names}), and there are {len(given)} examples"
         )
+    sizes = dict(sizes or {})
+    named = _names(model.graph.inputs, sizes)
     bound = {
-        one.name: _bound(one, value)
+        one.name: _bound(one, value, named)
         for one, value in zip(model.graph.inputs, given, strict=True)
         if isinstance(value, bool | int | float | list)
     }
-    sizes = dict(sizes or {})
     rest = [
         (one, value) for one, value in zip(model.graph.inputs, given, strict=True) if one.name not in bound
     ]
-    named = _names(model.graph.inputs, sizes)
     examples = tuple(_example(one, value, named) for one, value in rest)
     shapes = tuple(_dynamic(one, x, named) for (one, _), x in zip(rest, examples, strict=True))
     module = OnnxModule(model.graph, model.functions, bound)
@@ -87,14 +87,17 @@ def capture_onnx(
     return replace(program, model=replace(program.model, family="onnx", source=model.source))
 
 
-def _bound(one: Given, value: Any) -> Any:
+def _bound(one: Given, value: Any, named: dict[str, Any]) -> Any:
     """Return an input's one value as a tensor of its type."""
+    coded = is_coded(one.type)
+    dtype = CODES[one.type] if coded else dtype_of(one.type, f"the input {one.name!r}")
     try:
-        if is_coded(one.type):
-            return Coded(torch.tensor(value, dtype=CODES[one.type]), one.type)
-        return torch.tensor(value, dtype=dtype_of(one.type, f"the input {one.name!r}"))
+        tensor = torch.tensor(value, dtype=dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"the input {one.name!r} cannot always be {value!r}: {error}") from error
+    if not _fits(tensor, one, named):
+        raise InputError(f"the input {one.name!r} cannot always be {value!r}: it is {_sizes(one)}")
+    return Coded(tensor, one.type) if coded else tensor
 
 
 def _names(inputs: Sequence[Given], fixed: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def _example(one: Given, value: Any, named: dict[str, Any]) -> Tensor:
     where = f"the input {one.name!r}"
     dtype = CODES[one.type] if is_coded(one.type) else dtype_of(one.type, where)
     if value is not None:
-        tensor = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+        tensor = _given(value)
         if not isinstance(tensor, Tensor) or tensor.dtype != dtype or not _fits(tensor, one, named):
             kind = (
                 f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else type(value).__name__
@@ -139,6 +142,16 @@ def _example(one: Given, value: Any, named: dict[str, Any]) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
+def _given(value: Any) -> Any:
+    """Return an array as a tensor, and what torch has no type for as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    try:
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    except (TypeError, ValueError):
+        return value
+
+
 def _fits(tensor: Tensor, one: Given, named: dict[str, Any]) -> bool:
     if one.shape is None:
         return True
@@ -149,7 +162,9 @@ def _fits(tensor: Tensor, one: Given, named: dict[str, Any]) -> bool:
 
 
 def _sizes(one: Given) -> str:
-    return "of any rank" if one.shape is None else f"[{', '.join(str(s or '?') for s in one.shape)}]"
+    if one.shape is None:
+        return "of any rank"
+    return f"[{', '.join('?' if size is None else str(size) for size in one.shape)}]"
 
 
 def _dynamic(one: Given, example: Tensor, named: dict[str, Any]) -> dict[int, Any] | None:

@@ -10,11 +10,12 @@ import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from torch import Tensor
 
-__all__ = ["CODES", "Coded", "decode", "encode", "is_coded", "is_wide", "kept"]
+__all__ = ["CODES", "INTEGERS", "Coded", "decode", "encode", "is_coded", "is_wide", "kept"]
 
 
 @dataclass(frozen=True)
@@ -30,32 +31,17 @@ class Coded:
         return self.codes.shape
 
 
-@dataclass(frozen=True)
-class _Float:
-    """A float of `exponent` and `mantissa` bits. `special` says which codes are not finite.
-
-    fn: the largest exponent and mantissa are NaN; uz: only the code of -0 is NaN; ieee: as in IEEE 754; none: no code.
-    """
-
-    exponent: int
-    mantissa: int
-    bias: int
-    special: str
-
-
-_FLOATS = {
-    TensorProto.FLOAT8E4M3FN: _Float(4, 3, 7, "fn"),
-    TensorProto.FLOAT8E4M3FNUZ: _Float(4, 3, 8, "uz"),
-    TensorProto.FLOAT8E5M2: _Float(5, 2, 15, "ieee"),
-    TensorProto.FLOAT8E5M2FNUZ: _Float(5, 2, 16, "uz"),
-    TensorProto.FLOAT4E2M1: _Float(2, 1, 1, "none"),
-}
-_INTEGERS = {
+_FLOATS = (
+    TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ,
+    TensorProto.FLOAT4E2M1,
+)  # fmt: skip
+INTEGERS = {
     TensorProto.INT4: (-8, 7),
     TensorProto.UINT4: (0, 15),
     TensorProto.INT2: (-2, 1),
     TensorProto.UINT2: (0, 3),
 }
+"""Ranges of the small integers."""
 _WIDE = {
     TensorProto.UINT16: (torch.int32, 16),
     TensorProto.UINT32: (torch.int64, 32),
@@ -65,7 +51,7 @@ _WIDE = {
 CODES = {
     **{kind: dtype for kind, (dtype, _) in _WIDE.items()},
     **dict.fromkeys((*_FLOATS, TensorProto.FLOAT8E8M0), torch.uint8),
-    **{kind: torch.int8 if low < 0 else torch.uint8 for kind, (low, _) in _INTEGERS.items()},
+    **{kind: torch.int8 if low < 0 else torch.uint8 for kind, (low, _) in INTEGERS.items()},
 }
 """The dtype that holds each type."""
 
@@ -90,37 +76,20 @@ def kept(x: Tensor, kind: int) -> Coded:
     return Coded(whole if kind == TensorProto.BFLOAT16 or bits == 64 else whole & ((1 << bits) - 1), kind)
 
 
-def _magnitudes(form: _Float) -> list[float]:
-    """What the codes without a sign stand for, in their order; NaN and infinity included."""
-    count = 1 << (form.exponent + form.mantissa)
-    values = []
-    for code in range(count):
-        high, low = code >> form.mantissa, code & ((1 << form.mantissa) - 1)
-        fraction = low / (1 << form.mantissa) + (1 if high else 0)
-        values.append(math.ldexp(fraction, max(high, 1) - form.bias))
-    if form.special == "fn":
-        values[-1] = math.nan
-    if form.special == "ieee":
-        values[-4:] = [math.inf, math.nan, math.nan, math.nan]
-    return values
-
-
 @functools.cache
 def _values(kind: int) -> tuple[float, ...]:
-    """What each code of a float type stands for."""
-    if kind == TensorProto.FLOAT8E8M0:
-        return (*(math.ldexp(1.0, code - 127) for code in range(255)), math.nan)
-    form = _FLOATS[kind]
-    positive = _magnitudes(form)
-    negative = [-value for value in positive]
-    if form.special == "uz":
-        negative[0] = math.nan
-    return (*positive, *negative)
+    """What each code of a float type stands for; those without a sign come first."""
+    codes = np.arange(16 if kind == TensorProto.FLOAT4E2M1 else 256, dtype=np.uint8)
+    return tuple(codes.view(helper.tensor_dtype_to_np_dtype(kind)).astype(np.float32).tolist())
+
+
+def _code(value: float, kind: int) -> int:
+    return int(np.array([value], np.float32).astype(helper.tensor_dtype_to_np_dtype(kind)).view(np.uint8)[0])
 
 
 def decode(x: Coded, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the numbers that the codes stand for; exact in float32."""
-    if x.type in _INTEGERS or x.type in _WIDE:
+    if x.type in INTEGERS or x.type in _WIDE:
         return x.codes.to(dtype)
     table = torch.tensor(_values(x.type), dtype=torch.float32)
     return table[x.codes.long()].to(dtype)
@@ -132,13 +101,13 @@ def encode(x: Tensor, kind: int, *, saturate: bool = True, mode: str = "nearest"
     Integers wrap around; floats go to the nearest code, ties to the even one. What is too large becomes the largest
     number with `saturate`, else infinity or NaN. `mode` is how FLOAT8E8M0 rounds: up, down or nearest.
     """
-    if kind in _INTEGERS:
-        low, high = _INTEGERS[kind]
+    if kind in INTEGERS:
+        low, high = INTEGERS[kind]
         whole = x if not x.is_floating_point() else x.trunc()
         wrapped = torch.remainder(whole.long() - low, high - low + 1) + low
         return Coded(wrapped.to(CODES[kind]), kind)
     if kind == TensorProto.BFLOAT16:
-        return Coded(_eight_bits(x.float()), kind)
+        return Coded(x.float().bfloat16().float(), kind)
     if kind in _WIDE:
         return kept(x.trunc().long() if x.is_floating_point() else x, kind)
     x = x.float()
@@ -147,16 +116,9 @@ def encode(x: Tensor, kind: int, *, saturate: bool = True, mode: str = "nearest"
     return Coded(_nearest(x, kind, saturate), kind)
 
 
-def _eight_bits(x: Tensor) -> Tensor:
-    """Round to BFLOAT16's eight significant bits, by Veltkamp's splitting; exact, ties to even."""
-    high = x * 65537.0
-    split = high - (high - x)
-    return torch.where(torch.isfinite(high), split, x)
-
-
 def _nearest(x: Tensor, kind: int, saturate: bool) -> Tensor:
-    form = _FLOATS[kind]
-    finite = [v for v in _magnitudes(form) if math.isfinite(v)]
+    count = len(_values(kind)) // 2
+    finite = [value for value in _values(kind)[:count] if math.isfinite(value)]
     largest = len(finite) - 1
     beyond = 2 * finite[-1] - finite[-2]  # the code that would come next
     magnitude = x.abs()
@@ -168,13 +130,11 @@ def _nearest(x: Tensor, kind: int, saturate: bool) -> Tensor:
         marks = torch.tensor([middle for middle, odd in middles if odd is up], dtype=torch.float32)
         above = magnitude[..., None] >= marks if up else magnitude[..., None] > marks
         code = code + above.sum(-1, dtype=torch.int32)
-    count = len(_magnitudes(form))
-    nan = {"fn": largest + 1, "ieee": count - 2, "uz": count, "none": count}[form.special]
-    over = {"fn": largest + 1, "ieee": count - 4, "uz": count, "none": largest}[form.special]
+    nan = _code(math.nan, kind)
     if not saturate:
-        code = torch.where(code > largest, over, code)
+        code = torch.where(code > largest, _code(math.inf, kind), code)
     negative = (x < 0) | ((x == 0) & (torch.copysign(torch.ones_like(x), x) < 0))
-    if form.special == "uz":  # there is no -0, and its code is NaN
+    if math.isnan(_values(kind)[count]):  # there is no -0, and its code is NaN
         negative = negative & (code > 0) & (code != nan)
     code = torch.where(negative, code + count, code)
     return torch.where(x.isnan(), nan, code).to(torch.uint8)
@@ -182,7 +142,7 @@ def _nearest(x: Tensor, kind: int, saturate: bool) -> Tensor:
 
 def _scales(x: Tensor, mode: str, saturate: bool) -> Tensor:
     """Powers of two between 2**-127 and 2**127."""
-    marks = [math.ldexp(1.0, at - 127) for at in range(255)]
+    marks = _values(TensorProto.FLOAT8E8M0)[:-1]
     thresholds = {"nearest": [m * 1.5 for m in marks[:-1]], "down": marks[1:], "up": marks[:-1]}[mode]
     bounds = torch.tensor(thresholds, dtype=torch.float32)
     magnitude = x.abs()[..., None]

@@ -18,7 +18,6 @@ STANDARD, LOWERED = 24, 23
 """The first opset whose DequantizeLinear takes FLOAT8E8M0 scales, and the first that has Attention."""
 
 _BLOCK = 32
-_ELEMENTS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 
 def replace_weights(model: ir.Model, *, lowered: bool) -> None:
@@ -60,10 +59,9 @@ def _looked_up(graph: ir.Graph, blocks: ir.Value, scales: ir.Value) -> list[ir.N
         known = graph.initializers.get(f"mxfp4.{label}")
         return known or _initializer(graph, ir.Tensor(array, name=f"mxfp4.{label}"))
 
-    table = constant("elements", np.concatenate([_ELEMENTS, -_ELEMENTS]))
-    powers = constant(
-        "scales", np.append(np.exp2(np.arange(-127, 128, dtype=np.float64)), np.nan).astype("float32")
-    )
+    codes = np.arange(256, dtype=np.uint8)
+    table = constant("elements", codes[:16].view(ml_dtypes.float4_e2m1fn).astype(np.float32))
+    powers = constant("scales", codes.view(ml_dtypes.float8_e8m0fnu).astype(np.float32))
     last = constant("last", np.array([-1]))
     low = _node("BitwiseAnd", [blocks, constant("fifteen", np.array(15, np.uint8))], {}, f"{name}.low")
     high = _node(

@@ -5,23 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
-import torch
-from onnx import TensorProto, helper
+from onnx import helper
 
 from specqd.errors import CaptureError
 
 from .coded import Coded
 from .graph import Function, Node
-from .values import Value, is_symbolic
+from .tensors import DTYPES
+from .values import Value, is_symbolic, kind_of
 
-__all__ = ["expansion", "proto_of", "type_of"]
+__all__ = ["expansion", "type_of"]
 
-_TYPES = {
-    torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE, torch.float16: TensorProto.FLOAT16,
-    torch.bool: TensorProto.BOOL, torch.int8: TensorProto.INT8,
-    torch.int16: TensorProto.INT16, torch.int32: TensorProto.INT32, torch.int64: TensorProto.INT64,
-    torch.uint8: TensorProto.UINT8,
-}  # fmt: skip
+_TYPES = {dtype: kind for kind, dtype in DTYPES.items()}
 _RANDOM = {
     "Bernoulli",
     "Multinomial",
@@ -37,7 +32,7 @@ def type_of(value: Value) -> int:
     """ONNX's number of a value's type of elements."""
     if isinstance(value, Coded):
         return value.type
-    return int(TensorProto.INT64 if is_symbolic(value) else _TYPES[value.dtype])
+    return int(_TYPES[kind_of(value) if is_symbolic(value) else value.dtype])
 
 
 def expansion(node: Node, given: list[Value]) -> Function:
@@ -66,7 +61,7 @@ def expansion(node: Node, given: list[Value]) -> Function:
     elif open_:
         types = [_type(value).SerializeToString() for value in given]
         text = schema.get_context_dependent_function_with_opset_version(
-            max(open_), proto_of(node).SerializeToString(), types
+            max(open_), _proto(node).SerializeToString(), types
         )
     else:
         raise CaptureError(f"{node}: there is no rule for this operator")
@@ -95,7 +90,7 @@ def _type(value: Value) -> onnx.TypeProto:
     return helper.make_tensor_type_proto(type_of(value), shape)
 
 
-def proto_of(node: Node) -> onnx.NodeProto:
+def _proto(node: Node) -> onnx.NodeProto:
     """Return a node as ONNX's own functions take it."""
     found = onnx.NodeProto()
     found.CopyFrom(node.proto)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class _Reader:
     opsets: dict[str, int]
     depth: int = field(default=0)
 
-    def graph(self, proto: onnx.GraphProto, outer: frozenset[str]) -> Graph:
+    def graph(self, proto: onnx.GraphProto, outer: Set[str]) -> Graph:
         """Read a graph; `outer` are the values that those around it have."""
         self.depth += 1
         if self.depth > _DEPTH:
@@ -112,7 +113,7 @@ class _Reader:
         names = [one.name for one in inputs]
         if len(set(names)) != len(names) or "" in names:
             raise InputError(f"{where} has two inputs of one name, or one without a name: {names}")
-        known = outer | frozenset(tensors) | frozenset(names)
+        known = {*outer, *tensors, *names}
         nodes = self.nodes(proto.node, known)
         made = known | {name for node in nodes for name in node.outputs}
         outputs = tuple(one.name for one in proto.output)
@@ -141,36 +142,24 @@ class _Reader:
             sizes.append(size)
         return Given(proto.name, tensor.elem_type, tuple(sizes))
 
-    def nodes(self, protos: Iterable[onnx.NodeProto], known: frozenset[str]) -> tuple[Node, ...]:
+    def nodes(self, protos: Iterable[onnx.NodeProto], known: Set[str]) -> tuple[Node, ...]:
         """Read nodes in an order in which each finds what it reads, theirs if that is one."""
-        waiting, ready, have = list(protos), [], set(known) | {""}
-        made = [name for proto in waiting for name in proto.output if name]
-        twice = next((name for at, name in enumerate(made) if name in have), None)
-        if twice is not None or len(set(made)) != len(made):
-            twice = twice or next(name for name in made if made.count(name) > 1)
-            raise InputError(f"two nodes give {twice!r}, or a node and the graph; the file is damaged")
-        while waiting:
-            late = []
-            for proto in waiting:
-                if have.issuperset(proto.input) and have.issuperset(_captured(proto)):
-                    ready.append(self._node(proto, frozenset(have)))
-                    have.update(proto.output)
-                else:
-                    late.append(proto)
-            if len(late) == len(waiting):
-                raise InputError(_stuck(late, have))
-            waiting = late
+        order, have = _ordered(list(protos), known), set(known)
+        ready = []
+        for proto in order:
+            ready.append(self._node(proto, have))
+            have.update(proto.output)
         return tuple(ready)
 
-    def _node(self, proto: onnx.NodeProto, known: frozenset[str]) -> Node:
+    def _node(self, proto: onnx.NodeProto, known: Set[str]) -> Node:
         domain = "" if proto.domain == "ai.onnx" else proto.domain
-        label = f"the node {proto.name or next(iter(proto.output), '')!r} ({proto.op_type})"
+        label = _label(proto)
         attributes = {one.name: self.attribute(one, label, known) for one in proto.attribute}
         outputs, inputs = tuple(proto.output), tuple(proto.input)
         version = self.opsets.get(domain, 1 if domain else OLDEST)
         return Node(proto.op_type, proto.name, domain, version, inputs, outputs, attributes, proto=proto)
 
-    def attribute(self, proto: AttributeProto, where: str, known: frozenset[str] = frozenset()) -> Any:
+    def attribute(self, proto: AttributeProto, where: str, known: Set[str] = frozenset()) -> Any:
         """Read an attribute; raises CaptureError for a kind that no rule takes."""
         if proto.ref_attr_name:
             return Reference(proto.ref_attr_name)
@@ -212,12 +201,35 @@ def _captured(proto: onnx.NodeProto) -> set[str]:
     return found
 
 
-def _stuck(nodes: list[onnx.NodeProto], have: set[str]) -> str:
-    """Say why nodes cannot be put into an order."""
-    made = {name for node in nodes for name in node.output}
-    for node in nodes:
-        for name in (*node.input, *_captured(node)):
-            if name not in have and name not in made:
-                label = f"the node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
-                return f"{label} reads {name!r}, which nothing gives; the file is damaged"
-    return f"the nodes {', '.join(repr(n.name or n.op_type) for n in nodes[:4])} wait for each other: there is a cycle"
+def _ordered(protos: list[onnx.NodeProto], known: Set[str]) -> list[onnx.NodeProto]:
+    """Return nodes in an order in which each finds what it reads, theirs if that is one."""
+    sources = _sources(protos, known)
+    if all(max(before, default=-1) < at for at, before in enumerate(sources)):
+        return protos
+    try:
+        return [protos[at] for at in TopologicalSorter(dict(enumerate(sources))).static_order()]
+    except CycleError as error:
+        some = ", ".join(repr(protos[at].name or protos[at].op_type) for at in error.args[1][:4])
+        raise InputError(f"the nodes {some} wait for each other: there is a cycle") from None
+
+
+def _sources(protos: list[onnx.NodeProto], known: Set[str]) -> list[set[int]]:
+    """Which nodes each one reads of."""
+    makers: dict[str, int] = {}
+    for at, proto in enumerate(protos):
+        for name in filter(None, proto.output):
+            if name in known or name in makers:
+                raise InputError(f"two nodes give {name!r}, or a node and the graph; the file is damaged")
+            makers[name] = at
+    sources = []
+    for proto in protos:
+        read = {*proto.input, *_captured(proto)} - {""} - known
+        lost = next((name for name in read if name not in makers), None)
+        if lost is not None:
+            raise InputError(f"{_label(proto)} reads {lost!r}, which nothing gives; the file is damaged")
+        sources.append({makers[name] for name in read})
+    return sources
+
+
+def _label(proto: onnx.NodeProto) -> str:
+    return f"the node {proto.name or next(iter(proto.output), '')!r} ({proto.op_type})"

@@ -35,6 +35,8 @@ Values = MutableMapping[str, Value]
 #: bytes that a node may make of what is known, beyond what it is given
 _FOLDED = 1 << 28
 _DEPTH = 32
+#: nodes that may run, those of functions and of rounds of loops each time
+_NODES = 1 << 17
 
 
 class OnnxModule(nn.Module):
@@ -52,7 +54,7 @@ class OnnxModule(nn.Module):
         self.graph, self.functions = graph, functions
         self.inputs = [given for given in graph.inputs if given.name not in bound]
         self.known: dict[str, Value] = {**graph.tensors, **bound}
-        self.depth = 0
+        self.depth = self.count = 0
         self.rest: list[Node] = []
         self.held: dict[int, str] = {}
         for node in graph.nodes:
@@ -66,9 +68,11 @@ class OnnxModule(nn.Module):
             [given.name for given in self.inputs]
         )
         needed = {name for node in self.rest for name in node.inputs} | set(graph.outputs)
-        for name in self.known:
-            if name in needed or any(node.op in CONTROL for node in self.rest):
-                self._hold(name, self.known[name])
+        if any(node.op in CONTROL for node in self.rest):
+            needed |= self.known.keys()  # graphs of attributes may read any
+        for name, value in self.known.items():
+            if name in needed:
+                self._hold(name, value)
 
     def _is_foldable(self, node: Node) -> bool:
         if node.op in CONTROL or any(name and name not in self.known for name in node.inputs):
@@ -93,6 +97,7 @@ class OnnxModule(nn.Module):
             for one, x in zip(self.inputs, inputs, strict=True)
         }
         values: Values = ChainMap(given, self.known)
+        self.count = 0
         self.run(self.rest, values)
         return tuple(self._result(name, values[name]) for name in self.graph.outputs)
 
@@ -110,6 +115,9 @@ class OnnxModule(nn.Module):
     def run(self, nodes: Iterable[Node], values: Values) -> None:
         """Run nodes, adding what they give to `values`."""
         for node in nodes:
+            self.count += 1
+            if self.count > _NODES:
+                raise CaptureError(f"{node}: more than {_NODES} nodes run before it; the model is refused")
             given = [values[name] if name else None for name in node.inputs]
             try:
                 results = self._results(node, given, values)
@@ -148,8 +156,13 @@ class OnnxModule(nn.Module):
         if not all(map(is_known, given)) or rule.keeps(node, given):
             return self._applied(rule, node, given, self.traced)
         with _disable_current_modes(), torch.no_grad():
-            _demand_small(node, given, lambda: self._applied(rule, node, given, lambda value: value) or ())
-            return self._applied(rule, node, given, lambda value: value)
+
+            def apply() -> tuple[Value, ...] | None:
+                return self._applied(rule, node, given, lambda value: value)
+
+            if given:
+                _demand_small(node, given, lambda: apply() or ())
+            return apply()
 
     def _applied(
         self, rule: Rule, node: Node, given: list[Value], taken: Callable[[Value], Value]
@@ -227,26 +240,15 @@ def _signature(names: list[str]) -> inspect.Signature:
     return inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in known])
 
 
-#: operators that may make much of little
-_GROWING = {
-    "ConstantOfShape",
-    "Expand",
-    "Tile",
-    "Range",
-    "Pad",
-    "Resize",
-    "OneHot",
-    "EyeLike",
-    "Upsample",
-    "Trilu",
-}
-
-
 def _demand_small(node: Node, given: list[Value], apply: Callable[[], tuple[Value, ...]]) -> None:
     """Refuse to compute from little what would fill the memory."""
-    if node.op not in _GROWING:
-        return
     with FakeTensorMode(allow_non_fake_inputs=True):
-        made = sum(math.prod(v.shape) * 8 for v in apply() if isinstance(v, torch.Tensor))
-    if made > _FOLDED:
-        raise CaptureError(f"{node}: it makes {made / 1e9:.1f} GB of constants; the model is refused")
+        made = _bytes(apply())
+    more = made - _bytes({id(value): value for value in given}.values())
+    if more > _FOLDED:
+        raise CaptureError(f"{node}: it makes {more / 1e9:.1f} GB of constants; the model is refused")
+
+
+def _bytes(values: Iterable[Value]) -> int:
+    """Return what values take, eight bytes an element."""
+    return sum(8 * math.prod(value.shape) for value in values if isinstance(value, torch.Tensor | Coded))

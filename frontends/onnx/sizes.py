@@ -8,8 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from onnx import TensorProto
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from specqd.errors import CaptureError
 
 from .graph import Node
 from .values import known, sizes
@@ -32,14 +36,45 @@ def _array(value: np.ndarray) -> np.ndarray:
 
 
 def _pairwise(function: Callable[[Any, Any], Any]) -> Callable[..., Value]:
-    def apply(node: Node, a: Value, b: Value) -> Value:
-        return _made(np.frompyfunc(function, 2, 1)(_array(a), _array(b)))
+    def rounded(a: Any, b: Any) -> Any:
+        found = function(a, b)
+        return float(np.float32(found)) if isinstance(found, float) else found
+
+    def apply(node: Node, a: Value, b: Value, fmod: int = 0) -> Value:
+        return NotImplemented if fmod else _made(np.frompyfunc(rounded, 2, 1)(_array(a), _array(b)))
 
     return apply
 
 
+def _whole(function: Callable[[Any], Any]) -> Callable[..., Value]:
+    def apply(node: Node, x: Value) -> Value:
+        for one in x.flat:
+            _demand_exact(node, one)
+        return _made(np.frompyfunc(function, 1, 1)(x))
+
+    return apply
+
+
+def _demand_exact(node: Node, value: Any) -> None:
+    """Refuse to make a whole number of what float32 rounds: it may be the next one, and symbols are not rounded."""
+    if isinstance(value, torch.SymFloat):
+        by = next((float(f) for f in value.node.expr.atoms(sympy.Float) if float(f) * 256 % 1), None)
+        if by is not None:
+            raise CaptureError(
+                f"{node}: it rounds a size that is left open, scaled by {by:g}, which is not exact in float32; "
+                "fix the size, as dynamic_shapes={'name': 8}"
+            )
+
+
 def _divided(a: Any, b: Any) -> Any:
-    return a / b if isinstance(a, float | torch.SymFloat) or isinstance(b, float | torch.SymFloat) else a // b
+    """Divide; whole numbers towards zero, without a condition on sizes that are left open."""
+    if isinstance(a, float | torch.SymFloat) or isinstance(b, float | torch.SymFloat):
+        return a / b
+    if not statically_known_true(b >= 0):
+        a, b = a * torch.sym_max(torch.sym_min(b, 1), -1), torch.sym_max(b, -b)
+    if statically_known_true(a >= 0):
+        return a // b
+    return torch.sym_max(a, 0) // b - torch.sym_max(-a, 0) // b
 
 
 def _gather(node: Node, x: Value, index: Value, axis: int = 0) -> Value:
@@ -60,11 +95,8 @@ def _slice(
 
 
 def _made(found: Any) -> Value:
-    array = np.empty((), dtype=object)
-    if isinstance(found, np.ndarray):
-        return sizes(found)
-    array[()] = found
-    return sizes(array)
+    """Return an array, or the one number that numpy makes of an array without dimensions."""
+    return sizes(found if isinstance(found, np.ndarray) else np.array(found, dtype=object))
 
 
 def _squeeze(node: Node, x: Value, axes: Value = None) -> Value:
@@ -81,16 +113,20 @@ def _concat(node: Node, *parts: Value, axis: int) -> Value:
 
 def _cast(node: Node, x: Value, to: int, **_: Any) -> Value:
     if to in (TensorProto.INT64, TensorProto.INT32):
-        return _made(np.frompyfunc(torch.sym_int, 1, 1)(x))
+        return _whole(torch.sym_int)(node, x)
     if to in (TensorProto.FLOAT, TensorProto.DOUBLE):
         return _made(np.frompyfunc(torch.sym_float, 1, 1)(x))
     return NotImplemented
 
 
 def _reduced(function: Callable[[Any], Any]) -> Callable[..., Value]:
-    def apply(node: Node, x: Value, axes: Value = None, keepdims: int = 1, **_: Any) -> Value:
+    def apply(
+        node: Node, x: Value, axes: Value = None, keepdims: int = 1, noop_with_empty_axes: int = 0
+    ) -> Value:
         if x.ndim > 1 or not is_symbolic(x):
             return NotImplemented
+        if noop_with_empty_axes and (axes is None or not axes.size):
+            return sizes(x)
         found = function(list(x.flat))
         return _made(np.array([found], dtype=object)) if keepdims and x.ndim else _made(found)
 
@@ -120,9 +156,9 @@ SIZES: dict[str, Callable[..., Value]] = {
     "Mod": _pairwise(operator.mod),
     "Max": _pairwise(torch.sym_max),
     "Min": _pairwise(torch.sym_min),
-    "Neg": lambda node, x: sizes(-x),
-    "Floor": lambda node, x: _made(np.frompyfunc(math.floor, 1, 1)(x)),
-    "Ceil": lambda node, x: _made(np.frompyfunc(math.ceil, 1, 1)(x)),
+    "Neg": lambda node, x: _made(-x),
+    "Floor": _whole(math.floor),
+    "Ceil": _whole(math.ceil),
     "Equal": _equal,
     "Where": _where,
     "Gather": _gather,
@@ -135,8 +171,6 @@ SIZES: dict[str, Callable[..., Value]] = {
     "Reshape": _reshape,
     "ReduceProd": _reduced(math.prod),
     "ReduceSum": _reduced(sum),
-    "Size": lambda node, x: known(x.size),
-    "Shape": lambda node, x, **_: known(list(x.shape)),
 }
 """`function(node, *inputs, **attributes)` on arrays, of objects where they hold symbols.
 

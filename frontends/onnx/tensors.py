@@ -14,13 +14,17 @@ from specqd.errors import CaptureError, InputError
 
 from .coded import CODES, Coded, is_coded, is_wide
 
-__all__ = ["dtype_of", "name_of", "tensor_of"]
+__all__ = ["DTYPES", "dtype_of", "name_of", "tensor_of"]
 
-_DTYPES = {
+DTYPES = {
     TensorProto.FLOAT: torch.float32, TensorProto.DOUBLE: torch.float64, TensorProto.FLOAT16: torch.float16,
     TensorProto.BOOL: torch.bool, TensorProto.INT8: torch.int8,
     TensorProto.INT16: torch.int16, TensorProto.INT32: torch.int32, TensorProto.INT64: torch.int64,
     TensorProto.UINT8: torch.uint8,
+}  # fmt: skip
+"""What torch computes in, by ONNX's numbers of types."""
+_PER_BYTE = {
+    TensorProto.INT4: 2, TensorProto.UINT4: 2, TensorProto.FLOAT4E2M1: 2, TensorProto.INT2: 4, TensorProto.UINT2: 4,
 }  # fmt: skip
 _MOST = 1 << 40
 
@@ -32,9 +36,9 @@ def name_of(kind: int) -> str:
 
 def dtype_of(kind: int, where: object) -> torch.dtype:
     """Return torch's dtype of an ONNX type that torch computes in; raises CaptureError for others."""
-    if kind not in _DTYPES:
+    if kind not in DTYPES:
         raise CaptureError(f"{where} is of type {name_of(kind)}, which is not compiled; use a numeric type")
-    return _DTYPES[kind]
+    return DTYPES[kind]
 
 
 def tensor_of(proto: TensorProto, folder: Path | None, where: str = "") -> Tensor | Coded:
@@ -73,11 +77,8 @@ def tensor_of(proto: TensorProto, folder: Path | None, where: str = "") -> Tenso
 
 
 def _bytes(kind: int, count: int) -> int:
-    bits = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4,
-            TensorProto.INT2: 2, TensorProto.UINT2: 2}.get(kind)  # fmt: skip
-    if bits:
-        return (count * bits + 7) // 8
-    return count * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    per_byte = _PER_BYTE.get(kind)
+    return -(-count // per_byte) if per_byte else count * helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def _demand_whole(proto: TensorProto, where: str) -> None:
@@ -90,10 +91,8 @@ def _demand_whole(proto: TensorProto, where: str) -> None:
                 f"{where} says {list(proto.dims)}, {wanted} bytes, and holds {got}; the file is damaged"
             )
         return
-    field = helper.tensor_dtype_to_field(proto.data_type)
-    held = len(getattr(proto, field))
-    packed = _bytes(proto.data_type, count) if field == "int32_data" else count
-    if held not in {count, packed}:
+    held = len(getattr(proto, helper.tensor_dtype_to_field(proto.data_type)))
+    if held != (_bytes(proto.data_type, count) if proto.data_type in _PER_BYTE else count):
         raise InputError(f"{where} says {list(proto.dims)} and holds {held} elements; the file is damaged")
 
 

@@ -18,7 +18,9 @@ from specqd.errors import CaptureError
 
 from .coded import Coded, decode, is_wide
 
-__all__ = ["Value", "is_known", "is_symbolic", "known", "numbers", "plain", "single", "sizes", "tensor"]
+__all__ = [
+    "Value", "is_known", "is_symbolic", "kind_of", "known", "numbers", "plain", "single", "sizes", "tensor",
+]  # fmt: skip
 
 Value = Any
 
@@ -59,16 +61,19 @@ def single(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
+def kind_of(sizes: np.ndarray) -> torch.dtype:
+    """The dtype that sizes have as a tensor."""
+    real = any(isinstance(one, torch.SymFloat | float) for one in sizes.flat)
+    return torch.float32 if real else torch.int64
+
+
 def tensor(value: Value, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return a value as a tensor; codes as what they stand for."""
     if isinstance(value, Coded):
         return value.codes if is_wide(value.type) else decode(value, dtype)
     if not is_symbolic(value):
         return value
-    kind = (
-        torch.float32 if any(isinstance(one, torch.SymFloat | float) for one in value.flat) else torch.int64
-    )
-    parts = [torch.full((), one, dtype=kind) for one in value.flat]
+    parts = [torch.full((), one, dtype=kind_of(value)) for one in value.flat]
     return torch.stack(parts).reshape(value.shape) if value.ndim else parts[0]
 
 

@@ -1,26 +1,7 @@
 """Rules of ONNX operators by topic; importing this fills the table of specqd.frontends.onnx.rules."""
 
-from . import (
-    attention,
-    convolution,
-    elementwise,
-    images,
-    indexing,
-    joining,
-    matrix,
-    normalisation,
-    pooling,
-    quantisation,
-    recurrent,
-    reductions,
-    sampling,
-    scatters,
-    shapes,
-    signal,
-    types,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "attention", "convolution", "elementwise", "images", "indexing", "joining", "matrix", "normalisation", "pooling",
-    "quantisation", "recurrent", "reductions", "sampling", "scatters", "shapes", "signal", "types",
-]  # fmt: skip
+for _topic in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_topic.name}")

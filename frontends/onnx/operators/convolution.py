@@ -95,13 +95,11 @@ def _conv_transpose(
             cuts.append((half, total - half) if auto_pad == "SAME_UPPER" else (total - half, half))
     else:
         cuts = around(node, list(x.shape[2:]), list(weight.shape[2:]), strides, dilations, auto_pad, pads)
-    found = _TRANSPOSED[dims](x, weight, bias, strides, 0, 0, group, dilations)
     pairs = [(-a, more - b) for (a, b), more in zip(cuts, extra, strict=True)]
-    grown = padded(found, pairs)
-    if bias is not None and any(b > 0 for _, b in pairs):  # what is added has the bias too
-        bare = padded(_TRANSPOSED[dims](x, weight, None, strides, 0, 0, group, dilations), pairs)
-        return bare + bias.reshape(-1, *[1] * dims)
-    return grown
+    late = bias if any(b > 0 for _, b in pairs) else None  # what is added has the bias too
+    now = bias if late is None else None
+    found = padded(_TRANSPOSED[dims](x, weight, now, strides, 0, 0, group, dilations), pairs)
+    return found if late is None else found + late.reshape(-1, *[1] * dims)
 
 
 @rule("Col2Im", plain=(1, 2))

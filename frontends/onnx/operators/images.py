@@ -17,6 +17,9 @@ from specqd.frontends.onnx.rules import rule
 
 __all__: list[str] = []
 
+#: elements of an axis of known size, whose places are computed at once
+_LONGEST = 1 << 24
+
 
 @dataclass(frozen=True)
 class _Way:
@@ -74,6 +77,8 @@ def _along(
 ) -> Tensor:
     size = x.shape[axis]
     fixed = isinstance(size, int) and isinstance(out, int)
+    if fixed and out > _LONGEST:
+        raise CaptureError(f"{node}: an axis of {out} elements is more than {_LONGEST}; it is refused")
     # What is known is computed now; what depends on sizes that are left open is computed when they are known.
     with _disable_current_modes() if fixed else nullcontext():
         places = _places(node, size, factor, out, ends, way)

@@ -56,8 +56,7 @@ def _gather_nd(node: Node, x: Tensor, index: Tensor, *, batch_dims: int = 0) -> 
 
 @rule("OneHot", plain=(1,))
 def _one_hot(node: Node, index: Tensor, depth: Any, values: Tensor, *, axis: int = -1) -> Tensor:
-    count = single(depth)
-    count = int(count)
+    count = int(single(depth))
     at = axis + index.dim() + 1 if axis < 0 else axis
     places = torch.arange(count).reshape([-1 if d == at else 1 for d in range(index.dim() + 1)])
     whole = index.long().unsqueeze(at)

@@ -54,7 +54,7 @@ def _max_pool(
     least = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     if len(node.outputs) < 2 or not node.outputs[1]:
         simple = all(a == b and 2 * a <= k for (a, b), k in zip(pairs, kernel_shape, strict=True))
-        if simple and x.is_floating_point():
+        if simple and x.is_floating_point() and len(kernel_shape) in _MAX:
             return _MAX[len(kernel_shape)](x, kernel_shape, strides, [a for a, _ in pairs], dilations)
         return _windows(padded(x, pairs, least), kernel_shape, strides, dilations).amax(-1)
     values = _windows(padded(x, pairs, least), kernel_shape, strides, dilations)

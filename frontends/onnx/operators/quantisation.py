@@ -11,7 +11,7 @@ from torch import Tensor
 
 import specqd.ops  # noqa: F401  (registers quantized_decomposed::*)
 from specqd.errors import CaptureError
-from specqd.frontends.onnx.coded import Coded, decode, encode, is_coded
+from specqd.frontends.onnx.coded import INTEGERS, Coded, decode, encode, is_coded
 from specqd.frontends.onnx.graph import Node
 from specqd.frontends.onnx.rules import rule
 from specqd.frontends.onnx.tensors import dtype_of
@@ -26,9 +26,8 @@ quantized = torch.ops.quantized_decomposed
 _BYTES = {TensorProto.UINT8: torch.uint8, TensorProto.INT8: torch.int8}
 
 _RANGES = {
-    TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127), TensorProto.UINT16: (0, 65535),
-    TensorProto.INT16: (-32768, 32767), TensorProto.UINT4: (0, 15), TensorProto.INT4: (-8, 7),
-    TensorProto.UINT2: (0, 3), TensorProto.INT2: (-2, 1),
+    **INTEGERS, TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127), TensorProto.UINT16: (0, 65535),
+    TensorProto.INT16: (-32768, 32767),
 }  # fmt: skip
 
 
@@ -52,8 +51,6 @@ def quantised(x: Tensor, scale: Any, zero: Any, kind: int, *, saturate: bool = T
     """Divide by a scale, round to even, add the zero point, and keep within the type."""
     scaled = x / scale
     if kind not in _RANGES:
-        if not is_coded(kind):
-            return scaled
         return encode(scaled if zero is None else scaled + zero, kind, saturate=saturate)
     low, high = _RANGES[kind]
     whole = torch.round(scaled)
@@ -83,9 +80,14 @@ def _number(value: Tensor) -> Any:
 
 @rule("QuantizeLinear", coded=True, known=(1, 2))
 def _quantize(
-    node: Node, x: Tensor, scale: Any, zero: Any = None, *, axis: int = 1, block_size: int = 0,
+    node: Node, x: Any, scale: Any, zero: Any = None, *, axis: int = 1, block_size: int = 0,
     output_dtype: int = 0, precision: int = 0, saturate: int = 1,
 ) -> Any:  # fmt: skip
+    """Divide by the scale; by one that is known, to bytes, as torch does: multiply by its inverse.
+
+    That may round a number half way between two codes, to the last place, to the other one.
+    """
+    x = _numbers(x)
     kind = output_dtype or (node.types[2] if zero is not None else TensorProto.UINT8)
     if kind not in _RANGES and not is_coded(kind):
         raise CaptureError(f"{node}: it cannot quantise to {TensorProto.DataType.Name(kind)}")

@@ -20,7 +20,7 @@ __all__: list[str] = []
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
-@rule("ScatterElements", "Scatter")
+@rule("ScatterElements")
 def _scatter_elements(
     node: Node, x: Tensor, index: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
 ) -> Tensor:

@@ -47,9 +47,7 @@ def _shape(node: Node, x: Any, *, start: int = 0, end: int | None = None) -> Any
 
 @rule("Size", coded=True)
 def _size(node: Node, x: Any) -> Any:
-    found = np.empty((), dtype=object)
-    found[()] = math.prod(x.shape)
-    return sizes(found)
+    return sizes(np.array(math.prod(x.shape), dtype=object))
 
 
 @rule("Reshape", plain=(1,), coded=True)

@@ -110,6 +110,8 @@ def _mel(
 ) -> Tensor:
     """Triangles on the mel scale, as ONNX places them: by whole bins."""
     bands, length, rate, low, high = (single(v) for v in (bands, length, rate, low, high))
+    if max(bands, length) > _LONGEST:
+        raise CaptureError(f"{node}: more than {_LONGEST} bands or elements are not compiled")
     mel_low, mel_high = (2595 * math.log10(1 + hz / 700) for hz in (low, high))
     step = (mel_high - mel_low) / (bands + 2)
     bins = length // 2 + 1

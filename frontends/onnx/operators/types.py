@@ -37,13 +37,10 @@ def _converted(node: Node, x: Any, to: int, saturate: int, mode: str) -> Any:
     if isinstance(x, Coded):
         if x.type == to:
             return x
-        through = torch.float32 if is_coded(to) else dtype_of(to, node)
-        return (
-            encode(decode(x), to, saturate=bool(saturate), mode=mode) if is_coded(to) else decode(x, through)
-        )
-    if is_coded(to):
-        return encode(x, to, saturate=bool(saturate), mode=mode)
-    return x.to(dtype_of(to, node))
+        if not is_coded(to):
+            return decode(x, dtype_of(to, node))
+        x = x.codes if x.codes.dtype == torch.int64 else decode(x)  # float32 does not hold 32 bits
+    return encode(x, to, saturate=bool(saturate), mode=mode) if is_coded(to) else x.to(dtype_of(to, node))
 
 
 @rule("BitCast", coded=True)
@@ -74,6 +71,6 @@ def _binarizer(node: Node, x: Tensor, *, threshold: float = 0.0) -> Tensor:
     return (x > threshold).to(x.dtype)
 
 
-@rule("ArrayFeatureExtractor", plain=(), domain="ai.onnx.ml")
+@rule("ArrayFeatureExtractor", domain="ai.onnx.ml")
 def _features(node: Node, x: Tensor, places: Tensor) -> Tensor:
     return x.index_select(-1, places.reshape(-1).long())
