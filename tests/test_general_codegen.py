@@ -429,6 +429,7 @@ def test_convolutions_of_dynamic_batches_and_lengths(check, rng):
         (lambda x: x.bfloat16() * 2, "mul.*bfloat16 is not compiled yet"),
         (lambda x: x.bfloat16().sort()[0].float(), "sort.*bfloat16 is not compiled yet"),
         (lambda x: x.bfloat16(), "output.*bfloat16 is not compiled yet"),
+        (lambda x: x.nonzero(), "nonzero.*is only known once the data is"),
         (lambda x: torch.fft.fft(x).real, "there is no rule for this operator|cannot be compiled"),
         (lambda x: x[x > 0] if False else torch.linalg.eigvalsh(x.outer(x)), "no rule for this operator"),
     ],
@@ -437,6 +438,12 @@ def test_what_cannot_be_compiled_is_named_with_its_line_and_why(tmp_path, functi
     with pytest.raises(CodegenError, match=why):
         specqd.compile(Apply(function), tmp_path / "artifact", example_inputs=(torch.randn(3),))
     assert not (tmp_path / "artifact").exists()
+
+
+def test_a_size_that_no_input_has_is_refused_as_that(tmp_path):
+    even = ({2: 2 * Dim("half", min=2, max=9)},)
+    with pytest.raises(CodegenError, match=r"no input has the dynamic size s\d+ itself"):
+        specqd.compile(nn.ReLU(), tmp_path / "a", example_inputs=(torch.randn(1, 2, 8),), dynamic_shapes=even)
 
 
 def test_arrays_in_arrays_out(check):
