@@ -17,12 +17,12 @@ import importlib.util
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -31,6 +31,7 @@ import machine
 import report
 from dense_layers import LAYERS, Layer
 from dense_subject import PRECISIONS, kernel, peak
+from peers.client import Peer
 
 from specqd.codegen.isa import ISA, named
 from specqd.runtime.cpu import cpu_features
@@ -54,11 +55,11 @@ def main() -> None:
         layers = layers[:: max(1, len(layers) // 8)]
     rows: list[Row] = []
     with ExitStack() as stack:
-        started = {
-            name: stack.enter_context(_peer(name, python, options)) for name, python in _peers(options)
+        peers = {
+            name: stack.enter_context(Peer(python, "../dense_peers", name, str(options.threads)))
+            for name, python in _peers(options)
         }
-        peers = {name: ask for name, (ask, _) in started.items()}
-        quiet = machine.Quiet([pid for _, pid in started.values()])
+        quiet = machine.Quiet({peer.pid for peer in peers.values()})
         quiet.WAIT, quiet.TRIES = _WAIT, 2
         fastest = peak(isa, options.threads)
         for layer in layers:
@@ -95,33 +96,16 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _peers(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    yield "torch", sys.executable
+def _peers(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    yield "torch", Path(sys.executable)
     if options.onnxruntime or importlib.util.find_spec("onnxruntime"):
-        yield "onnxruntime", str(options.onnxruntime or sys.executable)
-
-
-@contextmanager
-def _peer(name: str, python: str, options: argparse.Namespace) -> Iterator[tuple[Callable[..., float], int]]:
-    """Start an engine's process; gives what asks it for the seconds of a layer, and its number."""
-    command = [python, str(Path(__file__).with_name("dense_peers.py")), name, str(options.threads)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        asking, answers = process.stdin, process.stdout
-        answers.readline()
-
-        def ask(layer: Layer, dtype: str, repeats: int) -> float:
-            asked = {**asdict(layer), "dtype": dtype, "threads": options.threads, "repeats": repeats}
-            print(json.dumps(asked), file=asking, flush=True)
-            return float(answers.readline())
-
-        yield ask, process.pid
-        asking.close()
+        yield "onnxruntime", options.onnxruntime or Path(sys.executable)
 
 
 def _measure(
     layer: Layer,
     isa: ISA,
-    peers: dict[str, Callable[..., float]],
+    peers: dict[str, Peer],
     fastest: float,
     options: argparse.Namespace,
 ) -> list[Row]:
@@ -133,9 +117,10 @@ def _measure(
         engines["specqd", precision] = call
         if precision == "float32" and layer.kernel:
             engines["converted", precision] = kernel(layer, "float32", isa, converted=True)[1]
-        for name, ask in peers.items():
+        for name, peer in peers.items():
             if precision == "float32" or (name, precision) == ("torch", "bfloat16"):
-                engines[name, precision] = lambda n, ask=ask, p=precision: ask(layer, p, n)  # type: ignore[misc]
+                asked = {**asdict(layer), "dtype": precision, "threads": options.threads}
+                engines[name, precision] = partial(peer.seconds, layer=asked)
     repeats = {key: max(3, math.ceil(_SECONDS / run(3))) for key, run in engines.items()}
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in engines}
     order = list(engines)

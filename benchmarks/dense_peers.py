@@ -1,19 +1,17 @@
-"""One engine's side of `dense_kernels.py`, in a process of its own: reads layers from stdin, answers with seconds.
+"""One engine's side of `dense_kernels.py`: times layers in a process of its own.
 
     python dense_peers.py torch|onnxruntime THREADS
 
-A line in is a layer as JSON with `dtype`, `threads` and `repeats`; a line out is the median of the seconds.
+A layer has its `dtype` with it, and the number of threads.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import time
-from collections.abc import Callable
-from functools import cache
-from statistics import median
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from peers.protocol import serve, timing
 
 __all__: list[str] = []
 
@@ -75,31 +73,14 @@ def _onnxruntime(layer: dict[str, Any]) -> Callable[[], Any]:
     return lambda: session.run(None, {"x": x})
 
 
-@cache
-def _runner(engine: str, text: str) -> Callable[[], Any]:
-    return {"torch": _torch, "onnxruntime": _onnxruntime}[engine](json.loads(text))
-
-
-def main() -> None:
-    """Answer until stdin ends."""
-    engine = sys.argv[1]
+def _start() -> Mapping[str, Callable[..., Any]]:
+    engine, threads = sys.argv[1:]
     if engine == "torch":
         import torch
 
-        torch.set_num_threads(int(sys.argv[2]))
-    print("ready", flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        repeats = asked.pop("repeats")
-        run = _runner(engine, json.dumps(asked))
-        run()
-        taken = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - began)
-        print(median(taken), flush=True)
+        torch.set_num_threads(int(threads))
+    return timing({"torch": _torch, "onnxruntime": _onnxruntime}[engine])
 
 
 if __name__ == "__main__":
-    main()
+    serve(_start)

@@ -80,7 +80,7 @@ def kernel(
 def _random(rng: np.random.Generator, buffer: Any) -> Any:
     shape, dtype = [int(size) for size in buffer.shape], str(buffer.dtype)
     stored = np.dtype(dtype)
-    made = aligned(math.prod(shape) * np.dtype(stored).itemsize).view(stored).reshape(shape)
+    made = aligned(math.prod(shape) * stored.itemsize).view(stored).reshape(shape)
     if dtype == "uint16":  # BF16
         made[...] = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
         return tensor(made)

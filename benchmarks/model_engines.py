@@ -1,10 +1,7 @@
-"""One engine's side of `models.py`, in a process of its own.
+"""The engines of `models.py`, and one engine's side of it: times models in a process of its own.
 
-    python model_engines.py prepare MODEL FOLDER PRECISION...     compiles and exports; prints facts as JSON
-    python model_engines.py ENGINE THREADS                        reads requests from stdin, answers with seconds
-
-A request is a line of JSON with `model`, `folder`, `precision` and `repeats`; an answer the median of the seconds, or
-`null` and why the engine does not run it.
+python model_engines.py prepare MODEL FOLDER PRECISION...     compiles and exports; prints facts as JSON
+python model_engines.py ENGINE THREADS                        times a precision of a MODEL, prepared in its FOLDER
 """
 
 from __future__ import annotations
@@ -12,14 +9,26 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from model_zoo import build
+from peers.protocol import serve, timing
 
-__all__: list[str] = []
+__all__ = ["ENGINES", "PRECISIONS"]
+
+PRECISIONS = ("float32", "bf16", "int8")
+
+
+class Engine(NamedTuple):
+    """An engine: what makes a function that runs a model, the precisions it has, and the packages it needs."""
+
+    start: Callable[..., Callable[[], Any]]
+    precisions: tuple[str, ...]
+    packages: tuple[str, ...] = ()
 
 
 def prepare(model: str, folder: Path, precisions: list[str]) -> dict[str, Any]:
@@ -40,10 +49,10 @@ def prepare(model: str, folder: Path, precisions: list[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"flops": counter.get_total_flops()}
     for precision in precisions:
         began = time.perf_counter()
-        program = Pipeline.parse("fold-batch-norm")(specqd.capture(module, (x,)))
+        plain = program = Pipeline.parse("fold-batch-norm")(specqd.capture(module, (x,)))
         if precision == "int8":
-            program = QuantizeINT8(data=Data.of(samples))(program).program
-        elif precision == "bf16":
+            plain = program = QuantizeINT8(data=Data.of(samples))(program).program
+        elif precision == "bf16":  # which peers make of float32 themselves
             program = Pipeline.parse("cast-bf16")(program)
         place = folder / precision
         compile_model(program, place, pipeline="", force=True)
@@ -51,44 +60,26 @@ def prepare(model: str, folder: Path, precisions: list[str]) -> dict[str, Any]:
         found = specqd.load(place)(x)
         difference = (found - wanted).norm() / wanted.norm()
         facts[precision] = {"build_s": round(seconds, 1), "error": round(float(difference), 5)}
-        if precision != "bf16":
-            _export(program.module(), x, place / "model.onnx")
+        if find_spec("onnxscript"):
+            torch.onnx.export(plain.module(), (x,), place / "model.onnx", dynamo=True, verbose=False)
     return facts
 
 
-def _export(module: Any, x: Any, path: Path) -> None:
-    """Write an ONNX file, unless its exporter is not installed."""
-    try:
-        import onnxscript  # noqa: F401
-        import torch
-    except ImportError:
-        return
-    torch.onnx.export(module, (x,), path, dynamo=True, verbose=False)
-
-
-def _specqd(asked: dict[str, Any], threads: int) -> Callable[[], Any]:
+def _specqd(model: str, folder: str, precision: str, threads: int) -> Callable[[], Any]:
     import specqd
 
-    run, x = specqd.load(Path(asked["folder"]) / asked["precision"], threads=threads), _input(asked)
+    run, x = specqd.load(Path(folder) / precision, threads=threads), _input(model)
     return lambda: run(x)
 
 
-def _eager(asked: dict[str, Any], threads: int) -> Callable[[], Any]:
-    return _torch(asked, threads, compiled=False)
-
-
-def _inductor(asked: dict[str, Any], threads: int) -> Callable[[], Any]:
-    return _torch(asked, threads, compiled=True)
-
-
-def _torch(asked: dict[str, Any], threads: int, *, compiled: bool) -> Callable[[], Any]:
+def _torch(
+    model: str, folder: str, precision: str, threads: int, *, compiled: bool = False
+) -> Callable[[], Any]:
     import torch
 
-    if asked["precision"] == "int8":
-        raise NotImplementedError("not compared")
     torch.set_num_threads(threads)
-    dtype = getattr(torch, {"bf16": "bfloat16"}.get(asked["precision"], "float32"))
-    module, x = build(asked["model"])
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    module, x = build(model)
     module, x = module.to(dtype), x.to(dtype) if x.is_floating_point() else x
     if compiled:
         torch._inductor.config.freezing = True
@@ -101,70 +92,50 @@ def _torch(asked: dict[str, Any], threads: int, *, compiled: bool) -> Callable[[
     return run
 
 
-def _onnxruntime(asked: dict[str, Any], threads: int) -> Callable[[], Any]:
+def _onnxruntime(model: str, folder: str, precision: str, threads: int) -> Callable[[], Any]:
     import onnxruntime
 
-    if asked["precision"] == "bf16":
-        raise NotImplementedError("it has no BF16 convolutions on CPUs")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(_onnx(asked)), options)
-    given = {session.get_inputs()[0].name: _input(asked)}
+    session = onnxruntime.InferenceSession(f"{folder}/{precision}/model.onnx", options)
+    given = {session.get_inputs()[0].name: _input(model)}
     return lambda: session.run(None, given)
 
 
-def _openvino(asked: dict[str, Any], threads: int) -> Callable[[], Any]:
+def _openvino(model: str, folder: str, precision: str, threads: int) -> Callable[[], Any]:
     import openvino
 
     properties = {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "bf16" if asked["precision"] == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(_onnx(asked), "CPU", properties).create_infer_request()
-    x = _input(asked)
+    network = openvino.Core().compile_model(f"{folder}/{precision}/model.onnx", "CPU", properties)
+    request, x = network.create_infer_request(), _input(model)
     return lambda: request.infer([x], share_inputs=True, share_outputs=True)
 
 
-def _onnx(asked: dict[str, Any]) -> Path:
-    kind = "int8" if asked["precision"] == "int8" else "float32"
-    return Path(asked["folder"]) / kind / "model.onnx"
-
-
-def _input(asked: dict[str, Any]) -> Any:
-    return build(asked["model"])[1].numpy()
+def _input(model: str) -> Any:
+    return build(model)[1].numpy()
 
 
 ENGINES = {
-    "specqd": _specqd, "eager": _eager, "inductor": _inductor, "onnxruntime": _onnxruntime, "openvino": _openvino,
-}  # fmt: skip
+    "specqd": Engine(_specqd, PRECISIONS),
+    "eager": Engine(_torch, ("float32", "bf16")),
+    "inductor": Engine(partial(_torch, compiled=True), ("float32", "bf16")),
+    # It has no BF16 convolutions on CPUs.
+    "onnxruntime": Engine(_onnxruntime, ("float32", "int8"), ("onnxruntime", "onnxscript")),
+    "openvino": Engine(_openvino, PRECISIONS, ("openvino", "onnxscript")),
+}
 
 
-def main() -> None:
-    """Prepare, or answer until stdin ends."""
-    engine, *rest = sys.argv[1:]
-    if engine == "prepare":
-        print(json.dumps(prepare(rest[0], Path(rest[1]), rest[2:])))
-        return
-    print("ready", flush=True)
-    known: dict[str, Any] = {}
-    for line in sys.stdin:
-        asked = json.loads(line)
-        repeats, key = asked.pop("repeats"), json.dumps(asked)
-        try:
-            if key not in known:
-                known[key] = ENGINES[engine](asked, int(rest[0]))
-            run = known[key]
-            run()
-            taken = []
-            for _ in range(repeats):
-                began = time.perf_counter()
-                run()
-                taken.append(time.perf_counter() - began)
-            print(json.dumps([median(taken), ""]), flush=True)
-        except Exception as error:
-            print(json.dumps([None, f"{type(error).__name__}: {str(error).splitlines()[:1]}"]), flush=True)
+def _start() -> Mapping[str, Callable[..., Any]]:
+    name, threads = sys.argv[1:]
+    return timing(partial(ENGINES[name].start, threads=int(threads)))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1] == "prepare":
+        print(json.dumps(prepare(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])))
+    else:
+        serve(_start)

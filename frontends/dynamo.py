@@ -16,7 +16,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch.utils._python_dispatch import _disable_current_modes
 
-from specqd.build_module import DEFAULT_PIPELINE
+from specqd.build_module import DEFAULT_PIPELINE, calibrated_on
 from specqd.errors import CaptureError, CodegenError, ContractError, InputError
 from specqd.frontends.dynamo_graph import program_of
 from specqd.program import Program
@@ -182,7 +182,8 @@ def _artifact(program: Program, options: Options) -> Callable[..., Any]:
 def _key(program: Program, options: Options) -> str:
     from specqd.artifact import specqd_version
 
-    made_by = (specqd_version(), torch.__version__, sorted(cpu_features()), options.passes)
+    data = calibrated_on(options.passes or "")
+    made_by = (specqd_version(), torch.__version__, sorted(cpu_features()), options.passes, data)
     text = hashlib.sha256(str(made_by).encode())
     for node in program.target.graph.nodes:
         value = node.meta.get("val")

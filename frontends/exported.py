@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -37,21 +36,25 @@ def read_exported(path: Path) -> Program:
     extra = {MODEL_INFO: ""}
     try:
         exported = functional(torch.export.load(path, extra_files=extra))
-        fields = json.loads(extra[MODEL_INFO] or "{}").items()
-        # JSON has no tuples.
-        info: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in fields
-        }
+        model = _model(extra[MODEL_INFO])
     except Exception as error:  # torch raises whatever reading what it finds raised
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
         raise CaptureError(
             f"{path} cannot be read as what torch.export.save writes: {type(error).__name__}: {lines[0]}"
         ) from error
     demand_pure(exported, path.name)
-    names, stored = names_and_tensors(exported.state_dict.items(), ())
+    names, stored = names_and_tensors(exported.state_dict.items())
     program = program_of(exported, names, stored, path.stem)
-    program.model = dataclasses.replace(program.model, **info)
+    program.model = model or program.model
     return program
+
+
+def _model(text: str) -> ModelInfo | None:
+    """Read what `specqd rewrite` says of a model; None of other files."""
+    fields = json.loads(text or "{}").items()
+    # JSON has no tuples.
+    given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in fields}
+    return ModelInfo(**given) if given else None
 
 
 def functional(exported: ExportedProgram) -> ExportedProgram:

@@ -13,10 +13,23 @@ if TYPE_CHECKING:
     from specqd.passes import Pipeline
     from specqd.program import Program
 
-__all__ = ["DEFAULT_PIPELINE", "compile_module"]
+__all__ = ["DEFAULT_PIPELINE", "calibrated_on", "compile_module"]
 
 #: what is done to any module: batch norms that follow a convolution or a matrix go into its weights
 DEFAULT_PIPELINE = "fold-batch-norm"
+
+
+def calibrated_on(pipeline: str) -> str:
+    """Name the contents of the data that the passes of a pipeline calibrate on."""
+    from specqd.passes import Pipeline
+    from specqd.passes.prune.calibration_data import Data, Samples
+
+    passes: list[Any] = [step.action for step in Pipeline.parse(pipeline).steps]
+    return " ".join(
+        p.data.fingerprint(Samples(p.samples, p.seed, p.pixels))
+        for p in passes
+        if isinstance(getattr(p, "data", None), Data)
+    )
 
 
 def compile_module(

@@ -136,8 +136,9 @@ def propagate(program: Program, entry: Entry, rows: int) -> None:
     That is the shape for `rows` tokens, or for a module's inputs as its example had them.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(shape_env=ShapeEnv())  # which makes up a symbol for a size that depends on the data
     with mode, torch.no_grad():
         if entry.of_language_model:
             tokens = torch.zeros(1, rows, dtype=torch.int64)

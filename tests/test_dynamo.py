@@ -1,9 +1,11 @@
 """torch.compile(backend="specqd"): graphs against eager torch, and what happens where one cannot be compiled."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import specqd
@@ -12,6 +14,9 @@ from specqd.codegen.isa import named
 from specqd.errors import InputError
 from specqd.frontends.dynamo import Options, backend, compiled
 from specqd.passes import Pipeline
+from specqd.passes.prune.calibration_data import Data
+from specqd.passes.quantize.cast_bf16 import CastBF16
+from specqd.passes.quantize.quantize_int8 import QuantizeINT8
 from specqd.runtime.cpu import cpu_features
 
 
@@ -187,6 +192,41 @@ def test_graphs_are_kept_for_each_kind_of_cpu(monkeypatch, tmp_path):
         torch.compile(lambda x: x + 1, **given)(torch.zeros(3))
     kinds = {named("native", features).name for features in (all_of_them, few)}
     assert len(list(tmp_path.iterdir())) == len(kinds)
+
+
+@torch.no_grad()
+def test_graphs_are_kept_for_each_content_of_calibration_data(tmp_path):
+    data, kept = tmp_path / "data", tmp_path / "kept"
+    data.mkdir()
+    pipeline = f"quantize-int8{{data={data},samples=1}}"
+    _, given = counted(cache_dir=str(kept), precision="int8", pipeline=pipeline)
+    layer = nn.Conv2d(3, 4, 1)
+    for colour, graphs in (("red", 1), ("red", 1), ("blue", 2)):
+        Image.new("RGB", (8, 8), colour).save(data / "only.png")
+        torch._dynamo.reset()
+        torch.compile(layer, **given)(torch.zeros(1, 3, 8, 8))
+        assert len(list(kept.iterdir())) == graphs
+
+
+@torch.no_grad()
+def test_an_input_that_is_made_float32_is_rounded_as_any_other(rng):
+    torch._dynamo.reset()
+    images = torch.randint(0, 256, (4, 3, 8, 8), generator=rng, dtype=torch.uint8)
+    found = []
+
+    def build(program, options):
+        found.extend([QuantizeINT8(data=Data.of(images))(program), CastBF16()(program)])
+        return program.module()
+
+    layer = nn.Conv2d(3, 4, 1)
+    backend = partial(compiled, chosen=Options(), build=build)
+    torch.compile(lambda x: layer(x.float()), backend=backend)(images)
+    torch._dynamo.reset()
+    for result in found:
+        assert (result.rewrites, result.refusals) == (1, ())
+        (product,) = [n for n in result.program.target.graph.nodes if "conv2d" in str(n.target)]
+        codes = product.args[0].args[0]
+        assert "quantize_per_tensor" in str(codes.target) or codes.kwargs == {"dtype": torch.bfloat16}
 
 
 @pytest.mark.parametrize(

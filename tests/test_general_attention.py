@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from guarded import run_guarded
 from torch import nn
 from torch.export import Dim
 from torch.nn.functional import scaled_dot_product_attention as attend
@@ -57,6 +58,24 @@ def test_each_kind_is_one_kernel_and_right(tmp_path, rng, name):
     poisoned = (given[0].index_fill(2, torch.tensor([2]), float("nan")), *given[1:])
     for got, expected in zip(compiled(*poisoned), Many()(*poisoned), strict=True):
         assert_close(got, expected, equal_nan=True, **TOLERANCE)
+
+
+class Masked(nn.Module):
+    def forward(self, q, k, v, added, hidden):
+        found = attend(q, k, v, added), attend(q, k, v, hidden), attend(k, k, v, is_causal=True)
+        return torch.cat(found, 2)
+
+
+def test_nothing_is_read_beyond_operands_and_masks(tmp_path, rng):
+    # 44 keys are no whole blocks of columns.
+    q, k, v, added = (
+        torch.randn(2, 3, *size, generator=rng) for size in ((16, 24), (44, 24), (44, 24), (16, 44))
+    )
+    given = q, k, v, added[0, 0].clone(), torch.rand(2, 1, 16, 44, generator=rng) > 0.5
+    manifest = specqd.compile(Masked(), tmp_path / "masked", example_inputs=given)
+    assert sum(kernel.function.startswith("attention") for kernel in manifest.module.kernels) == 3
+    found = torch.from_numpy(run_guarded(tmp_path / "masked", *given))
+    assert_close(found, Masked()(*given), **TOLERANCE)
 
 
 class Layer(nn.Module):

@@ -157,6 +157,21 @@ def test_activations_that_are_not_finite_are_refused(rng):
     assert result.rewrites == 1
 
 
+def test_nothing_is_rounded_for_a_product_that_is_refused(rng):
+    class Overflow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.only = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return (x + self.only(x / 0)).mean((2, 3))
+
+    x = torch.randn(2, 3, 4, 4, generator=rng)
+    program = specqd.capture(Overflow().eval(), (x,))
+    result = QuantizeINT8(data=Data.of(x))(program)
+    assert (result.rewrites, len(result.refusals), ops(result.program)) == (0, 1, ops(program))
+
+
 def test_language_models_are_refused():
     result = QuantizeINT8()(of(Decoder(lambda m, x, _: x)))
     assert [r.why for r in result.refusals] == [

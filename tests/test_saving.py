@@ -16,7 +16,7 @@ from specqd.errors import CaptureError, InputError
 from specqd.graph_diff import Change, diff_programs
 from specqd.passes import Pipeline
 from specqd.program import ModelInfo
-from specqd.saving import save_exported
+from specqd.saving import MODEL_INFO, save_exported
 
 
 class Net(nn.Module):
@@ -92,6 +92,10 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path):
         (tmp_path / "bad.pt2").write_bytes(content)
         with pytest.raises(CaptureError, match=r"bad\.pt2 cannot be read as what torch\.export\.save writes"):
             specqd.capture(tmp_path / "bad.pt2")
+    exported = torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(exported, tmp_path / "bad.pt2", extra_files={MODEL_INFO: '{"colour": "red"}'})
+    with pytest.raises(CaptureError, match=r"bad\.pt2 cannot be read .*colour"):
+        specqd.capture(tmp_path / "bad.pt2")
     assert [p.name for p in tmp_path.iterdir()] == ["bad.pt2"]
 
 

@@ -49,6 +49,10 @@ class Peer:
         """Seconds from an empty cache to the token after the prompt."""
         return float(self.ask("prefill", model=model, prompt=list(prompt))["seconds"])
 
+    def seconds(self, repeats: int, **request: Any) -> float:
+        """Median seconds of so many calls of what the request makes, from a worker that serves `timing`."""
+        return float(self.ask("time", repeats=repeats, **request)["seconds"])
+
     def __enter__(self) -> Peer:
         return self
 

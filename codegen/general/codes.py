@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 import specqd.ops  # noqa: F401  (registers the operators)
+from specqd.codegen.dense_kernels.spec import RANGE
 
 __all__ = [
     "DEQUANTIZE",
@@ -21,6 +22,7 @@ __all__ = [
     "is_read",
     "is_rounding",
     "move_codes",
+    "reads_channels",
 ]
 
 aten = torch.ops.aten
@@ -28,6 +30,9 @@ aten = torch.ops.aten
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = torch.ops.quantized_decomposed.dequantize_per_channel.default
+
+#: the least and the largest code, and the type, of what kernels round to
+_WHOLE = {(*limits, getattr(torch, dtype)) for dtype, limits in RANGE.items()}
 
 _REARRANGE = (
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
@@ -47,11 +52,16 @@ def is_read(node: Any) -> bool:
     return (node.target is DEQUANTIZE and not node.kwargs) or _converts(node, torch.bfloat16, torch.float32)
 
 
+def reads_channels(node: Any) -> bool:
+    """Say whether a node makes float32 of codes that have a scale a channel."""
+    return isinstance(node, fx.Node) and node.target is DEQUANTIZE_CHANNELS and not node.kwargs
+
+
 def is_rounding(node: fx.Node, dtype: str) -> bool:
-    """Say whether a node rounds to codes of a kind: `bfloat16`, else integers."""
+    """Say whether a node rounds to codes of a kind as kernels do: `bfloat16`, else integers of the whole range."""
     if dtype == "bfloat16":
         return _converts(node, torch.float32, torch.bfloat16)
-    return node.target is QUANTIZE
+    return node.target is QUANTIZE and node.args[3:] in _WHOLE
 
 
 def _converts(node: fx.Node, source: torch.dtype, to: torch.dtype) -> bool:
@@ -72,7 +82,7 @@ def move_codes(graph: fx.Graph) -> None:
         source: Any = node.args[0] if node.args else None
         if node.target in _REARRANGE and is_read(source):
             _behind(node, node, (source.args[0], *node.args[1:]), source)
-        elif node.target is aten.t.default and _reads_channels(source):
+        elif node.target is aten.t.default and reads_channels(source):
             _behind(node, node, (source.args[0],), source, axis=1 - source.args[3])
         elif node.target in _MAX_POOL and is_read(source) and not _places_read(node):
             for item in list(node.users):
@@ -82,10 +92,6 @@ def move_codes(graph: fx.Graph) -> None:
         elif is_read(source) and _undoes(node, source):
             node.replace_all_uses_with(source.args[0])
     graph.eliminate_dead_code()
-
-
-def _reads_channels(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is DEQUANTIZE_CHANNELS and not node.kwargs
 
 
 def _undoes(node: fx.Node, read: fx.Node) -> bool:

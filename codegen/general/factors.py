@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from specqd.codegen.general.codes import DEQUANTIZE, DEQUANTIZE_CHANNELS, is_read
+from specqd.codegen.general.codes import DEQUANTIZE, is_read, reads_channels
 from specqd.codegen.general.values import Value
 
 __all__ = ["Factors", "factors"]
@@ -44,7 +44,7 @@ def factors(values: dict[fx.Node, Any], x: fx.Node, weight: fx.Node, axis: int, 
     if is_read(x) and is_read(weight) and weight.args[0].meta["val"].dtype is torch.bfloat16:
         short = Factors(values[x.args[0]], values[weight.args[0]])
         return short if short.dtype == short.weight.dtype else real
-    if x.target is not DEQUANTIZE or weight.target is not DEQUANTIZE_CHANNELS:
+    if not is_read(x) or x.target is not DEQUANTIZE or not reads_channels(weight):
         return real
     codes, scales, zeros, at, *_ = weight.args
     kept = values.get(codes)

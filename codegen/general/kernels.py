@@ -1,4 +1,4 @@
-"""Hand-written kernels in the place of operators: the one seam between codegen.general and codegen.dense_kernels."""
+"""Hand-written kernels in the place of operators: where codegen.general calls those of codegen.dense_kernels."""
 
 from __future__ import annotations
 

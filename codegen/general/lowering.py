@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.script.ir_builder import IRBuilder
 
 from specqd.codegen.dense_kernels.layout import block
-from specqd.codegen.dense_kernels.spec import Requantise
+from specqd.codegen.dense_kernels.spec import PER_WORD, Requantise
 from specqd.codegen.general.elementwise import write
 from specqd.codegen.general.factors import Factors
 from specqd.codegen.general.kernel import Kernel, Reader
@@ -154,7 +154,8 @@ class Lowering:
             return self.parameter(value.data.name, data.shape, value.dtype, lambda: array(data))
         if value.tensor is not None and not copy:
             return value
-        if value.blocks is not None and value.blocks.shape[-1] == block(value.shape[1], value.dtype):
+        deep = value.blocks if value.dtype in PER_WORD else None  # no kernel reads blocks of other dtypes
+        if deep is not None and deep.shape[-1] == block(value.shape[1], value.dtype):
             from specqd.codegen.general.kernels import planes
 
             return planes(self, value)

@@ -47,16 +47,18 @@ def _convolution(node: fx.Node) -> None:
 
 
 def _pointwise(node: fx.Node) -> None:
-    given = node.all_input_nodes
-    if not any(map(_is_row, given)) or any(a.meta["val"].shape != node.meta["val"].shape for a in given):
-        return
-    args = tuple(_image(node, a) if isinstance(a, fx.Node) else a for a in node.args)
-    if all(a in node.args for a in given):
+    given = [a for a in node.args if isinstance(a, fx.Node) and isinstance(a.meta["val"], torch.Tensor)]
+    # Compared as text, for to compare open sizes would ask for what is equal in the example alone.
+    if any(map(_is_row, given)) and len({str(a.meta["val"].shape) for a in [*given, node]}) == 1:
+        args = tuple(_image(node, a) if a in given else a for a in node.args)
         _squeezed(node, node.target, args, dict(node.kwargs))
 
 
-def _is_row(node: Any) -> bool:
-    return node.target is aten.squeeze.dim and node.args[1] == _DIM
+def _is_row(node: fx.Node) -> bool:
+    """Say whether a node takes away the dimension of one row; of more rows, `squeeze` leaves it."""
+    if node.target is not aten.squeeze.dim or node.args[1] != _DIM:
+        return False
+    return len(node.args[0].meta["val"].shape) > len(node.meta["val"].shape)
 
 
 def _image(before: fx.Node, node: fx.Node) -> fx.Node:

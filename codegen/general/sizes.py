@@ -9,6 +9,7 @@ from typing import Any
 import sympy
 import torch
 from torch.utils._sympy import functions as sym
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from specqd.codegen.general.values import i64
 from specqd.codegen.tir import tirx
@@ -29,7 +30,7 @@ class Sizes:
         """Return an int, or the TIR expression of a symbolic one.
 
         Raises:
-            CodegenError: the size is only known once the data is, or is no expression of sizes.
+            CodegenError: the size is only known once the data is, or is no expression of the inputs' sizes.
         """
         if isinstance(size, torch.SymInt):
             return self._of(size.node.expr)
@@ -62,8 +63,13 @@ class Sizes:
         if expr.is_Integer:
             return int(expr)
         if expr.is_Symbol:
-            if str(expr) not in self.symbols:
+            if symbol_is_type(expr, (SymT.UNBACKED_INT, SymT.UNBACKED_FLOAT)):
                 raise CodegenError(f"the size {expr} depends on the data, which cannot be compiled")
+            if str(expr) not in self.symbols:
+                raise CodegenError(
+                    f"no input has the dynamic size {expr} itself, only one computed from it, which is not compiled; "
+                    "declare it as a Dim without factors and summands, or make it fixed"
+                )
             return self.symbols[str(expr)]
         rule = _RULES.get(type(expr))
         if rule is None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from specqd.passes.contract import Progress
-from specqd.passes.match import calls, changed
+from specqd.passes.match import calls, changed, weight_of
 from specqd.program import Entry, Program
-from specqd.reference import Interpreter
 
 from .affine import Affine
 from .int8 import decode
+from .watching import watched
 
 __all__ = ["Rounded", "mean_errors"]
 
@@ -40,28 +40,15 @@ def mean_errors(
     sums: dict[fx.Node, Tensor] = {}
     counts = dict.fromkeys(rounded, 0)
 
-    class Watcher(Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in rounded:
-                lost = (value - self._rounded(n)).double()
-                lost = lost.movedim(-1 if calls(n, aten.linear) else -len(n_weight(n)) + 1, 0).flatten(1)
-                sums[n] = sums.get(n, 0) + lost.sum(1)
-                counts[n] += lost.shape[1]
-            return value
+    def see(node: fx.Node, value: Tensor, read: Mapping[fx.Node, Any]) -> None:
+        how, shape = rounded[node], program.weights[str(weight_of(node))].shape
+        x, _, *rest = changed(node)
+        given = [read[a] if isinstance(a, fx.Node) else a for a in rest]
+        weight = decode(how.values, how.scales).reshape(shape)
+        lost = (value - node.target(how.input.rounded(read[x]), weight, *given)).double()
+        lost = lost.movedim(-1 if calls(node, aten.linear) else 1 - len(shape), 0).flatten(1)
+        sums[node] = sums.get(node, 0) + lost.sum(1)
+        counts[node] += lost.shape[1]
 
-        def _rounded(self, n: fx.Node) -> Tensor:
-            how, shape = rounded[n], n_weight(n)
-            weight = decode(how.values, how.scales).reshape(shape)
-            x = how.input.rounded(self.env[n.args[0]])
-            given = [self.env[a] if isinstance(a, fx.Node) else a for a in changed(n)]
-            return n.target(x, weight, *given[2:])
-
-    def n_weight(n: fx.Node) -> torch.Size:
-        return program.weights[str(n.args[1].target)].shape
-
-    for number, batch in enumerate(batches):
-        yield Progress("correcting biases", number, len(batches))
-        with torch.no_grad():
-            Watcher(program, entry).run(*batch)
+    yield from watched(program, entry, batches, "correcting biases", rounded, see)
     return {n: (total / counts[n]).float() for n, total in sums.items()}

@@ -109,6 +109,8 @@ class QuantizeINT8(Pass):
             else:
                 weight = program.weights[str(weight_of(product))]
                 rounded[product] = Rounded(known[0], *encode(weight.flatten(1)))
+        if not rounded:
+            return
         errors = (yield from mean_errors(program, entry, rounded, batches)) if self.bias_correction else {}
         for product, kept in rounded.items():
             _read_int8(program, product, kept, errors.get(product))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any, Literal
@@ -12,9 +12,9 @@ from torch import Tensor, fx
 
 from specqd.passes.contract import Progress
 from specqd.program import Entry, Program
-from specqd.reference import Interpreter
 
 from .affine import Affine, affine
+from .watching import watched
 
 __all__ = ["Choice", "Ranges"]
 
@@ -42,7 +42,8 @@ class _Seen:
         self.least, self.most = min(self.least, least), max(self.most, most)
 
     def count(self, x: Tensor) -> None:
-        self.counts += torch.histc(x.flatten(), _BINS, self.least, self.most).double()
+        if self.least < self.most:
+            self.counts += torch.histc(x.flatten(), _BINS, self.least, self.most).double()
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ class Choice:
 
         Left out are groups with a value that is not float32, or is NaN or infinite somewhere.
         """
-        seen = [_Seen() for _ in groups]
-        found = {node: one for group, one in zip(groups, seen, strict=True) for node in group}
-        yield from _run(program, entry, batches, found, "finding ranges", _Seen.extend)
+        found = {node: seen for group in groups for seen in [_Seen()] for node in group}
+        yield from watched(
+            program, entry, batches, "finding ranges", found, lambda node, x, _: found[node].extend(x)
+        )
         found = {node: one for node, one in found.items() if one.fit and one.least <= one.most}
         if self.ranges != "minmax":
-            wide = {node: one for node, one in found.items() if one.least < one.most}
-            yield from _run(program, entry, batches, wide, "counting values", _Seen.count)
+            yield from watched(
+                program, entry, batches, "counting values", found, lambda node, x, _: found[node].count(x)
+            )
         chosen = {id(one): affine(*self._range(one), symmetric=self.symmetric) for one in found.values()}
         return {node: chosen[id(one)] for node, one in found.items()}
 
@@ -96,24 +99,3 @@ class Choice:
 
         best = min(reversed(_SHARES), key=error)
         return seen.least * best, seen.most * best
-
-
-def _run(
-    program: Program,
-    entry: Entry,
-    batches: Collection[tuple[Any, ...]],
-    watched: dict[fx.Node, _Seen],
-    what: str,
-    tell: Any,
-) -> Iterable[Progress]:
-    class Watcher(Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in watched:
-                tell(watched[n], value)
-            return value
-
-    for number, batch in enumerate(batches):
-        yield Progress(what, number, len(batches))
-        with torch.no_grad():
-            Watcher(program, entry).run(*batch)

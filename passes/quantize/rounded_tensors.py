@@ -71,7 +71,10 @@ def sources(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_rounded(node: fx.Node) -> bool:
-    return calls(node, quantized.dequantize_per_tensor, aten._to_copy)
+    if calls(node, aten._to_copy):  # back from BF16, as cast-bf16 has it
+        source = node.args[0]
+        return calls(source, aten._to_copy) and source.kwargs.get("dtype") is torch.bfloat16
+    return calls(node, quantized.dequantize_per_tensor)
 
 
 def _join(groups: list[set[fx.Node]], nodes: Sequence[fx.Node]) -> None:

@@ -12,7 +12,7 @@ from specqd.codegen.general.factors import Factors
 from specqd.codegen.general.kernels import convolution
 from specqd.codegen.general.lowering import Lowering
 from specqd.codegen.general.operators.joining import assemble, constant, padded
-from specqd.codegen.general.operators.matrix import multiply
+from specqd.codegen.general.operators.matrix import as_asked, multiply
 from specqd.codegen.general.operators.pointwise import dtype_of
 from specqd.codegen.general.operators.views import shape_of
 from specqd.codegen.general.reduce import meeting
@@ -35,11 +35,12 @@ def _convolution(
         raise CodegenError(f"it convolves a tensor of {len(x.shape)} dimensions; give it a batch dimension")
     stride, padding, dilation = ([*v] * rank if len(v) == 1 else [*v] for v in (stride, padding, dilation))
     x, weight = converted(x, meet), converted(weight, meet)
+    bias = None if bias is None else converted(bias, meet)
     if not transposed:
         of = lowering.factors(node.args[0], node.args[1], 0, Factors(x, weight))
         made = convolution(lowering, node, of, bias, stride, padding, dilation, groups)
         if made is not None:
-            return made
+            return as_asked(node, made)
     if transposed:
         outer = [*output_padding] * rank if len(output_padding) == 1 else [*output_padding]
         x, weight = _transposed(lowering, x, weight, stride, padding, dilation, outer, groups)
@@ -48,7 +49,7 @@ def _convolution(
     x = padded(lowering, x, before, before, 0)
     found = _windows_times(lowering, x, weight, stride, dilation, groups, shape)
     if bias is not None:
-        plain, added = found, converted(bias, meet)
+        plain, added = found, bias
         found = plain.view(shape, lambda index: plain.at(index) + added.at([index[1]]), 1)
     return converted(found, dtype)
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from specqd.codegen.dense_kernels import blocked_shape
+from specqd.codegen.dense_kernels.spec import PER_WORD
 from specqd.codegen.general.elementwise import write
 from specqd.codegen.general.functions import INTEGERS
 from specqd.codegen.general.kernels import blocked
@@ -70,7 +71,7 @@ def _cat(lowering: Lowering, node: fx.Node, tensors: Sequence[Value], dim: int =
     if len(parts) == 1:
         return parts[0][0]
     if dim == 1 and len(shape) == 4 and any(x.blocks is not None for x in tensors):
-        deep = _joined_blocks(lowering, [converted(x, dtype) for x in tensors], shape, dtype)
+        deep = _joined_blocks(lowering, [x for x, _ in parts], shape, dtype)
         if deep is not None:
             return deep
     return assemble(lowering, shape, dtype, parts, "concatenate")
@@ -79,8 +80,11 @@ def _cat(lowering: Lowering, node: fx.Node, tensors: Sequence[Value], dim: int =
 def _joined_blocks(
     lowering: Lowering, tensors: Sequence[Value], shape: Sequence[Any], dtype: str
 ) -> Value | None:
-    """Join channels in blocks; None where lanes that are no channels would be written over others, or be no numbers."""
-    if not all(isinstance(size, int) for size in shape):
+    """Join channels in blocks.
+
+    None for a dtype without blocks, and where lanes that are no channels would be written over others or be no numbers.
+    """
+    if dtype not in PER_WORD or not all(isinstance(size, int) for size in shape):
         return None
     batch, channels, height, width = shape
     whole = blocked_shape(batch, channels, height, width, dtype)

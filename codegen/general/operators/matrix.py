@@ -18,7 +18,7 @@ from specqd.codegen.general.reduce import meeting
 from specqd.codegen.general.values import Value, const, converted, i64, position, product, zero
 from specqd.codegen.tir import I, local, tirx
 
-__all__ = ["RULES", "blocks", "limited", "multiply", "packed"]
+__all__ = ["RULES", "as_asked", "blocks", "limited", "multiply", "packed"]
 
 aten = torch.ops.aten
 
@@ -163,10 +163,10 @@ def _computed(lowering: Lowering, *values: Value) -> list[Value]:
 
 
 def _mm(lowering: Lowering, node: fx.Node, a: Value, b: Value) -> Value:
-    return _as_asked(node, _product(lowering, node, *_computed(lowering, a, b)))
+    return as_asked(node, _product(lowering, node, *_computed(lowering, a, b)))
 
 
-def _as_asked(node: fx.Node, found: Value) -> Value:
+def as_asked(node: fx.Node, found: Value) -> Value:
     """Give what was computed in a longer float the dtype of the node; codes stay codes."""
     dtype = dtype_of(node.meta["val"].dtype)
     return converted(found, dtype) if found.dtype == meeting(dtype) else found
@@ -193,7 +193,7 @@ def _addmm(
     of = lowering.factors(node.args[1], node.args[2], 1, Factors(a, b))
     made = linear(lowering, node, of, bias) if alpha == 1 and beta == 1 else None
     if made is not None:
-        return _as_asked(node, made)
+        return as_asked(node, made)
     return _scaled_sum(lowering, node, _product(lowering, None, a, b), bias, alpha, beta)
 
 
