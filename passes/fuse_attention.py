@@ -24,13 +24,14 @@ class FuseAttention(Pass):
         softmax(q @ k^T * scale + mask, -1) @ v  ->  scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
     1. The scale multiplies or divides scores or queries, or multiplies keys; without one it is 1.
-    2. The mask is added to scores, or a number is filled in where it is true; or there is none.
+    2. The mask is added to scores, or a number of at most -1e9 is filled in where it is true; or there is none. The
+       number is added too: beside it, scores below 32 vanish.
     3. The softmax may be asked for in float32.
     4. Of three dimensions, the first is taken for heads.
 
     Sums are those of the parts but for their order; a row of scores that are all -inf gives zeros in the place of NaN.
-    Refused: other dtypes than float32, values inside that others read too, queries, keys and values of unlike batches
-    or heads, and what is attention to the half and then is not.
+    Refused: other dtypes than float32, larger numbers that are filled in, values inside that others read too, queries,
+    keys and values of unlike batches or heads, and what is attention to the half and then is not.
     """
 
     name = "fuse-attention"
@@ -63,15 +64,20 @@ _MASKS: tuple[tuple[Masking, Callable[..., Tensor | None]], ...] = (
     (lambda scores, mask, number: scores + mask, lambda mask, number: mask),
     (lambda scores, mask, number: scores.masked_fill(mask, number), _summand),
 )
+_HIDING = -1e9  # neighbours in float32 are 64 apart there
 _Q, _K, _V = (torch.empty(2, 3, *sizes, device="meta") for sizes in ((4, 8), (8, 5), (5, 8)))
 _ADDED, _HIDDEN = (torch.empty(4, 5, dtype=dtype, device="meta") for dtype in (torch.float32, torch.bool))
 
 
-def _unsuitable(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *_: Any) -> str | None:
-    given = [x for x in (q, k, v, mask) if x is not None and x.dtype is not torch.bool]
-    other = next((x.dtype for x in given if x.dtype is not torch.float32), None)
+def _unsuitable(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, by: float | None, number: float | None
+) -> str | None:
+    added = [mask] if mask is not None and number is None else []
+    other = next((x.dtype for x in (q, k, v, *added) if x.dtype is not torch.float32), None)
     if other:
         return f"it is computed in {other}, not in float32 throughout"
+    if number is not None and not number <= _HIDING:
+        return f"{number} is filled in, beside which scores do not vanish"
     if q.dim() not in (3, 4) or not q.dim() == k.dim() == v.dim():
         return f"queries, keys and values have {q.dim()}, {k.dim()} and {v.dim()} dimensions, not all 3 or 4"
     if not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:

@@ -25,6 +25,7 @@ MASKED = {
     "all": lambda m, s: s,
     "added": lambda m, s: s + m.mask,
     "filled": lambda m, s: s.masked_fill(m.later, MINUS),
+    "filled with a billion": lambda m, s: s.masked_fill(m.nobody, -1e9),
     "filled with the least number": lambda m, s: s.masked_fill(m.later, torch.finfo(s.dtype).min),
 }
 
@@ -35,7 +36,8 @@ def given(rng, *sizes):
 
 def program_of(body, rng, *sizes, **capture):
     mask = torch.zeros(5, 5).masked_fill(LATER, MINUS)
-    return of(body, *given(rng, *sizes), mask=mask, later=LATER, **capture)
+    nobody = LATER.index_fill(0, torch.tensor([2]), True)  # the third query sees nothing
+    return of(body, *given(rng, *sizes), mask=mask, later=LATER, nobody=nobody, **capture)
 
 
 @pytest.mark.parametrize("scaled", SCALED.values(), ids=SCALED)
@@ -92,6 +94,18 @@ REFUSED = {
         lambda m, q, k, v: (q @ k.mT * m.mask).softmax(-1) @ v,
         "other of mul is mask, not the number that is meant",
     ),
+    "a mask of bools that is added": (
+        lambda m, q, k, v: (q @ k.mT + m.later).softmax(-1) @ v,
+        "it is computed in torch.bool, not in float32 throughout",
+    ),
+    "a number that hides nothing": (
+        lambda m, q, k, v: (q @ k.mT).masked_fill(m.later, 0.0).softmax(-1) @ v,
+        "0.0 is filled in, beside which scores do not vanish",
+    ),
+    "a number that hides by comparison": (
+        lambda m, q, k, v: (q @ k.mT).masked_fill(m.later, -1e4).softmax(-1) @ v,
+        "-10000.0 is filled in, beside which scores do not vanish",
+    ),
     "float64": (
         lambda m, q, k, v: (q.double() @ k.double().mT).softmax(-1) @ v.double(),
         "it is computed in torch.float64, not in float32 throughout",
@@ -113,3 +127,8 @@ def test_what_is_no_attention_is_left_alone_and_said_so(body, why, rng):
     result = FuseAttention()(program)
     assert result.rewrites == 0 and calls(result.program) == calls(program)
     assert why is None or [r.why for r in result.refusals] == [why]
+
+
+def test_a_division_by_zero_stays_as_it_is(rng):
+    result = FuseAttention()(program_of(lambda m, q, k, v: (q @ k.mT / 0.0).softmax(-1) @ v, rng))
+    assert result.rewrites == 0 and [r.why.endswith("division by zero") for r in result.refusals] == [True]
