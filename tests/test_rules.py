@@ -112,6 +112,8 @@ def test_equal_calls_in_two_places_are_one_value_of_the_rule(rng):
     assert len(made) == 1 and "silu" in calls(after)
     _, made, _ = applied(of(lambda m, x: torch.abs(x) * torch.sigmoid(torch.neg(x)), x), rule)
     assert not made
+    _, made, _ = applied(of(lambda m, x: torch.bernoulli(x) * torch.sigmoid(torch.bernoulli(x)), x), rule)
+    assert not made  # two draws
 
 
 def test_a_rule_may_leave_nothing_but_its_argument():
@@ -133,6 +135,16 @@ def test_whole_numbers_and_lists_of_tensors_are_matched_too(rng):
     changed, made, _ = applied(program, Rule(before, after, (X, X)))
     assert len(made) == 1 and calls(changed) == ["neg", "roll", "roll", "cat"]
     assert torch.equal(changed.module()(x), program.module()(x))
+
+
+def test_a_whole_number_is_not_matched_by_another():
+    def before(x: Tensor, by: int) -> Tensor:
+        return torch.relu(x) * by
+
+    rule = Rule(before, lambda x, by: torch.relu(x * by), (X,))
+    for by, rewrites in ((2, 1), (2.5, 0), (2.0, 0)):
+        _, made, refused = applied(of(lambda m, x, by=by: torch.relu(x) * by, torch.ones(2, 3)), rule)
+        assert len(made) == rewrites and len(made) + len(refused) <= 1
 
 
 def test_a_pass_of_rules_keeps_where_it_comes_from():
