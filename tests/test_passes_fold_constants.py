@@ -69,3 +69,16 @@ def test_weights_of_a_language_model_act_as_float32(dtype, rng):
     result = FoldConstants()(program)
     assert result.rewrites == 1 and result.program.weights["w.add"].dtype is torch.float32
     assert torch.equal(logits(result.program), logits(program))
+
+
+def test_many_steps_that_each_read_the_one_before_twice_are_folded():
+    def grown(m, x):
+        w = m.w
+        for _ in range(250):
+            w = torch.sin(w) * w
+        return x + w
+
+    program = of(grown, X, w=W)
+    result = FoldConstants()(program)
+    assert calls(result.program) == ["add"]
+    assert torch.equal(result.program.module()(X), program.module()(X))
