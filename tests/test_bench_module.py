@@ -45,9 +45,12 @@ def test_in_turns_with_the_others(model, capsys):
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
-def test_what_cannot_be_measured_is_refused(model):
+def test_what_cannot_be_measured_is_refused(model, capsys):
     for against in (model / "net", model / "none.pt2"):
         with pytest.raises(InputError, match=r"is no \.pt2 file"):
             run_module(model / "net", against=against)
+    with pytest.raises(SystemExit) as end:
+        main(["bench", str(model / "net"), "--tokens", "9"])
+    assert end.value.code == 2 and "is no language model" in capsys.readouterr().err
     with pytest.raises(InputError, match="no dynamic size 'batch'; it has none"):
         run_module(model / "net", sizes={"batch": 3})
