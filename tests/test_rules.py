@@ -104,6 +104,23 @@ def test_dimensions_count_from_either_end_and_sizes_stay_open(rng):
     assert torch.equal(changed.module()(other), program.module()(other))
 
 
+@pytest.mark.parametrize(
+    ("after", "guard"),
+    [
+        (lambda x: torch.neg(x) if x.shape[0] == 4 else torch.abs(x), lambda x: None),
+        (lambda x: torch.abs(x), lambda x: None if x.shape[0] % 2 == 0 else "odd"),
+    ],
+)
+def test_what_holds_for_the_example_is_not_taken_for_all_sizes(after, guard):
+    rule = Rule(lambda x: torch.neg(x), after, (X,), guard)
+    body, x = (lambda m, x: torch.neg(x) + torch.neg(torch.relu(x))), torch.ones(4, 3)
+    _, made, refused = applied(of(body, x, dynamic=({0: Dim("b", max=9)},)), rule)
+    assert not made and len(refused) == 2
+    assert all(why.startswith("the rule is for ") and why.endswith("a size that is open") for why in refused)
+    _, made, refused = applied(of(body, x), rule)
+    assert len(made) == 2 and not refused
+
+
 def test_equal_calls_in_two_places_are_one_value_of_the_rule(rng):
     rule = Rule(lambda x: x * torch.sigmoid(x), lambda x: torch.nn.functional.silu(x), (X,))
     x = torch.randn(2, 3, generator=rng)
