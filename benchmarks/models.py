@@ -27,11 +27,9 @@ from typing import Any
 
 import machine
 import report
-from dense_subject import peak
 from model_zoo import MODELS
 
-from specqd.codegen.isa import named
-from specqd.runtime.cpu import cpu_features
+from specqd.peaks import measure_peaks
 
 _SECONDS = 0.3  # of a measurement
 _PAUSE = 0.1  # for the other engines' threads to stop spinning
@@ -53,7 +51,7 @@ def main() -> None:
         engines = {name: ask for name, (ask, _) in started.items()}
         quiet = machine.Quiet([pid for _, pid in started.values()])
         quiet.WAIT, quiet.TRIES = 2.0, 1
-        fastest = peak(named("native", cpu_features()), options.threads)
+        fastest = measure_peaks("native", options.threads).gflops
         for model in options.models:
             folder = (options.keep or Path(scratch)) / model.replace("/", "-")
             facts = _prepared(model, folder, options)
