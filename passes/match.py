@@ -81,7 +81,7 @@ def repeatable(node: fx.Node) -> bool:
 def same(a: Any, b: Any, depth: int = 4) -> bool:
     """Say whether two values are equal because they are one node, or the same call of the same values."""
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
-        return not isinstance(a, fx.Node) and not isinstance(b, fx.Node) and type(a) is type(b) and a == b
+        return type(a) is type(b) and repr(a) == repr(b)  # 0.0 and -0.0 are equal, but no twins
     if (
         a is b
         or depth == 0

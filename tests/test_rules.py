@@ -131,6 +131,8 @@ def test_equal_calls_in_two_places_are_one_value_of_the_rule(rng):
     assert not made
     _, made, _ = applied(of(lambda m, x: torch.bernoulli(x) * torch.sigmoid(torch.bernoulli(x)), x), rule)
     assert not made  # two draws
+    _, made, _ = applied(of(lambda m, x: (x + 0.0) * torch.sigmoid(x + -0.0), x), rule)
+    assert not made  # the sum of -0.0 and 0.0 is 0.0, and that of two -0.0 is -0.0
 
 
 def test_a_rule_may_leave_nothing_but_its_argument():
