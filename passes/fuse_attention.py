@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -30,8 +30,9 @@ class FuseAttention(Pass):
     4. Of three dimensions, the first is taken for heads.
 
     Sums are those of the parts but for their order; a row of scores that are all -inf gives zeros in the place of NaN.
-    Refused: other dtypes than float32, larger numbers that are filled in, values inside that others read too, queries,
-    keys and values of unlike batches or heads, and what is attention to the half and then is not.
+    Refused: other dtypes than float32, larger numbers that are filled in, masks that make more scores, values inside
+    that others read too, queries, keys and values of unlike batches or heads, and what is attention to the half and
+    then is not.
     """
 
     name = "fuse-attention"
@@ -83,7 +84,14 @@ def _unsuitable(
     if not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
         before = ", ".join(str(list(x.shape[:-2])) for x in (q, k, v))
         return f"queries, keys and values are of {before} matrices"
+    if mask is not None and _spreads(mask.shape, (*q.shape[:-1], k.shape[-1])):
+        return f"its mask is {list(mask.shape)}, which makes more scores than there are"
     return None
+
+
+def _spreads(mask: Sequence[Any], scores: Sequence[Any]) -> bool:
+    sizes = zip(reversed(mask), reversed(scores), strict=False)
+    return len(mask) > len(scores) or any(own not in (1, size) for own, size in sizes)
 
 
 def _rule(scores: Any, masks: Any, dtype: torch.dtype | None) -> Rule:
@@ -94,6 +102,8 @@ def _rule(scores: Any, masks: Any, dtype: torch.dtype | None) -> Rule:
 
     def after(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, by: float, number: float) -> Tensor:
         keys, summand = k.transpose(-2, -1), added(mask, number)
+        if summand is not None and summand.dim() < 2:
+            summand = summand.expand(1, k.shape[-1])
         if q.dim() == 4:
             return scaled_dot_product_attention(q, keys, v, summand, scale=scale(by))
         q, keys, v = (x.unsqueeze(0) for x in (q, keys, v))

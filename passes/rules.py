@@ -91,7 +91,7 @@ class Rule:
                 lambda *given: self.after(*self._all(found.numbers, list(values), given)),
                 list(values.values()),
             )
-        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             return f"the replacement does not take {', '.join(map(_kind, values.values()))}: {error}"
         met, made = known[found.root], graph.output_node().args[0].meta["val"]
         alike = met.dtype == made.dtype and _same_shape(met, made)

@@ -37,7 +37,8 @@ def given(rng, *sizes):
 def program_of(body, rng, *sizes, **capture):
     mask = torch.zeros(5, 5).masked_fill(LATER, MINUS)
     nobody = LATER.index_fill(0, torch.tensor([2]), True)  # the third query sees nothing
-    return of(body, *given(rng, *sizes), mask=mask, later=LATER, nobody=nobody, **capture)
+    wide = mask.expand(2, 1, 5, 5)
+    return of(body, *given(rng, *sizes), mask=mask, later=LATER, nobody=nobody, batches=wide, **capture)
 
 
 @pytest.mark.parametrize("scaled", SCALED.values(), ids=SCALED)
@@ -58,6 +59,15 @@ def test_keys_transposed_twice_are_the_keys(rng):
     program = program_of(lambda m, q, k, v: (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v, rng)
     assert calls(program) == ["transpose", "matmul", "mul", "softmax", "matmul"]
     assert calls(FuseAttention()(program).program) == ["scaled_dot_product_attention"]
+
+
+@pytest.mark.parametrize("mask", [torch.tensor([0.0, MINUS, 1.0, 0.0, 2.0]), torch.tensor(2.0)])
+def test_a_mask_of_fewer_than_two_dimensions_is_spread(mask, rng):
+    program = program_of(lambda m, q, k, v: (q @ k.mT + m.small).softmax(-1) @ v, rng, small=mask)
+    result = FuseAttention()(program)
+    assert set(calls(result.program)) == {"expand", "scaled_dot_product_attention"}
+    tensors = given(rng)
+    assert_close(result.program.module()(*tensors), program.module()(*tensors), rtol=1e-5, atol=1e-6)
 
 
 def test_three_dimensions_and_a_softmax_in_float32(rng):
@@ -93,6 +103,10 @@ REFUSED = {
     "a scale that is a tensor": (
         lambda m, q, k, v: (q @ k.mT * m.mask).softmax(-1) @ v,
         "other of mul is mask, not the number that is meant",
+    ),
+    "a mask that makes more scores": (
+        lambda m, q, k, v: (q[:1] @ k[:1].mT + m.batches).softmax(-1) @ v[:1],
+        "its mask is [2, 1, 5, 5], which makes more scores than there are",
     ),
     "a mask of bools that is added": (
         lambda m, q, k, v: (q @ k.mT + m.later).softmax(-1) @ v,
