@@ -30,10 +30,11 @@ from typing import Any
 import machine
 import report
 from dense_layers import LAYERS, Layer
-from dense_subject import PRECISIONS, kernel, peak
+from dense_subject import PRECISIONS, kernel
 from peers.client import Peer
 
 from specqd.codegen.isa import ISA, named
+from specqd.peaks import measure_peaks
 from specqd.runtime.cpu import cpu_features
 from specqd.runtime.tiles import permit_tiles
 
@@ -61,7 +62,7 @@ def main() -> None:
         }
         quiet = machine.Quiet({peer.pid for peer in peers.values()})
         quiet.WAIT, quiet.TRIES = _WAIT, 2
-        fastest = peak(isa, options.threads)
+        fastest = measure_peaks(isa.name, options.threads).gflops
         for layer in layers:
             measured = quiet(lambda layer=layer: _measure(layer, isa, peers, fastest, options))  # type: ignore[misc]
             rows += measured

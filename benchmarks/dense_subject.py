@@ -1,4 +1,4 @@
-"""Our side of `dense_kernels.py`: kernels of layers, and what the CPU can do at most."""
+"""Our side of `dense_kernels.py`: kernels of layers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from specqd.codegen.dense_kernels import (
 )
 from specqd.codegen.isa import ISA
 from specqd.codegen.library import machine_code
-from specqd.codegen.yardsticks import yardsticks
 from specqd.runtime.library import aligned, tensor
 
-__all__ = ["PRECISIONS", "kernel", "peak"]
+__all__ = ["PRECISIONS", "kernel"]
 
 #: what a kernel of a precision reads
 PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "uint8"}
@@ -88,15 +87,3 @@ def _random(rng: np.random.Generator, buffer: Any) -> Any:
         rng.standard_normal(shape) if dtype == "float32" else rng.integers(-99, 99, shape).astype(stored)
     )
     return tensor(made)
-
-
-def peak(isa: ISA, threads: int) -> float:
-    """FP32 GFLOP/s of chains of multiplications and additions in registers, on all threads."""
-    loops = yardsticks(isa, threads)
-    buffer = tensor(aligned(threads * isa.lanes * 4).view(np.float32))
-    taken = []
-    for _ in range(20):
-        began = time.perf_counter()
-        loops.compute(buffer)
-        taken.append(time.perf_counter() - began)
-    return loops.flops / min(taken) / 1e9

@@ -30,13 +30,11 @@ from typing import Any
 import machine
 import model_engines
 import report
-from dense_subject import peak
 from model_engines import ENGINES, PRECISIONS
 from model_zoo import MODELS
 from peers.client import Peer
 
-from specqd.codegen.isa import named
-from specqd.runtime.cpu import cpu_features
+from specqd.peaks import measure_peaks
 
 _SECONDS = 0.3  # of a measurement
 _PAUSE = 0.1  # for the other engines' threads to stop spinning
@@ -58,7 +56,7 @@ def main() -> None:
         }
         quiet = machine.Quiet({peer.pid for peer in peers.values()})
         quiet.WAIT, quiet.TRIES = 2.0, 1
-        fastest = peak(named("native", cpu_features()), options.threads)
+        fastest = measure_peaks("native", options.threads).gflops
         for model in options.models:
             folder = (options.keep or Path(scratch)) / model.replace("/", "-")
             facts = _prepared(model, folder, options)

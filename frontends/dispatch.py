@@ -40,7 +40,9 @@ def capture(
         return _capture_onnx(source, example_inputs, dynamic_shapes)
     if example_inputs is None:
         if dynamic_shapes is not None:
-            raise InputError("dynamic_shapes needs example_inputs, whose sizes it speaks of")
+            raise InputError(
+                "sizes can be given for an .onnx file, and as dynamic_shapes beside example_inputs; leave them out"
+            )
         if isinstance(source, str | Path) and Path(source).suffix == ".pt2":
             from .exported import read_exported
 

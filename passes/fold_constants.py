@@ -53,13 +53,17 @@ class FoldConstants(Pass):
         for node in last:
             if not isinstance(known[node], Tensor):
                 continue
-            why = _why_not(node) or self._unsuitable(program, known[node], constant[node])
+            behind = _behind(node)
+            sources = [n for n in constant if n in behind]
+            why = _why_not(sources) or self._unsuitable(program, known[node], constant[node])
             if why:
                 yield Refusal(node.name, why)
                 continue
+            for source in sources:
+                if source not in results:
+                    results[source] = _computed(program, entry, source, results)
             name = ".".join([*constant[node][:1], plain_name(node.target)])
-            value = _computed(program, entry, node, results).detach().clone()
-            stored = read_weight(node, add_weight(program, name, value))
+            stored = read_weight(node, add_weight(program, name, results[node].detach().clone()))
             node.replace_all_uses_with(stored)
             yield stored
 
@@ -92,12 +96,19 @@ def _folds(node: fx.Node) -> bool:
     return node.op == "call_function" and bool(node.all_input_nodes)
 
 
-def _why_not(node: fx.Node) -> str | None:
-    """Look for what gives something else each time among a node and what it is computed from."""
-    waiting = [node]
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """Return all that a node is computed from, and the node."""
+    found, waiting = {node}, [node]
     while waiting:
-        at = waiting.pop()
-        waiting += at.all_input_nodes
+        more = [source for source in waiting.pop().all_input_nodes if source not in found]
+        found.update(more)
+        waiting += more
+    return found
+
+
+def _why_not(sources: list[fx.Node]) -> str | None:
+    """Look for what gives something else each time."""
+    for at in sources:
         if torch.Tag.nondeterministic_seeded in getattr(at.target, "tags", ()):
             return f"{at} draws random numbers"
         if getattr(at.target, "overloadpacket", None) in _UNFILLED:
@@ -108,11 +119,6 @@ def _why_not(node: fx.Node) -> str | None:
 def _computed(program: Program, entry: Entry, node: fx.Node, results: dict[fx.Node, Any]) -> Any:
     if node.op == "get_attr":
         return weight_seen(entry, program.weights[str(node.target)])
-    if node not in results:
-        args, kwargs = (
-            map_arg(a, lambda source: _computed(program, entry, source, results))
-            for a in (node.args, node.kwargs)
-        )
-        with torch.no_grad():
-            results[node] = node.target(*args, **kwargs)
-    return results[node]
+    args, kwargs = (map_arg(a, results.__getitem__) for a in (node.args, node.kwargs))
+    with torch.no_grad():
+        return node.target(*args, **kwargs)

@@ -29,9 +29,10 @@ class FuseNormalisations(Pass):
     2. Instead of the division there may be a product with rsqrt.
     3. The weight and the bias may be missing, the bias alone too.
 
-    Sums are those of the parts but for their order and for how the variance is taken. Refused: weights that are no
-    vector of the last dimension, values inside that others read too, and what is such a norm to the half and then is
-    not. Language models have fuse-rms-norm, whose operator their kernels know.
+    Sums are those of the parts but for their order, for how the variance is taken, and that those of half precision are
+    taken in float32. Refused: weights that are no vector of the last dimension, values inside that others read too, and
+    what is such a norm to the half and then is not. Language models have fuse-rms-norm, whose operator their kernels
+    know.
     """
 
     name = "fuse-normalisations"

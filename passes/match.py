@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ from specqd import reference
 from specqd.program import Entry, Program
 
 __all__ = [
-    "LINEARS", "Part", "arguments", "cache_of", "calls", "changed", "head", "literal", "only_user", "part", "same",
-    "shapes", "weight_of", "weight_uses",
+    "LINEARS", "Part", "arguments", "cache_of", "calls", "changed", "head", "literal", "only_user", "part",
+    "repeatable", "same", "shapes", "weight_of", "weight_uses",
 ]  # fmt: skip
 
 aten, ops = torch.ops.aten, torch.ops.specqd
@@ -65,10 +66,22 @@ def literal(node: fx.Node, packet: Any) -> tuple[fx.Node, float] | None:
     return (a, float(b)) if isinstance(a, fx.Node) and isinstance(b, (int, float)) else None
 
 
+def repeatable(node: fx.Node) -> bool:
+    """Say whether a call gives the same again for the same arguments: no random numbers, nothing written into."""
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return (
+        schema is not None
+        and not schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in node.target.tags
+    )
+
+
 def same(a: Any, b: Any, depth: int = 4) -> bool:
     """Say whether two values are equal because they are one node, or the same call of the same values."""
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
-        return not isinstance(a, fx.Node) and not isinstance(b, fx.Node) and type(a) is type(b) and a == b
+        return type(a) is type(b) and repr(a) == repr(b)  # 0.0 and -0.0 are equal, but no twins
     if (
         a is b
         or depth == 0
@@ -77,22 +90,15 @@ def same(a: Any, b: Any, depth: int = 4) -> bool:
         or len(a.args) != len(b.args)
     ):
         return a is b
-    schema = getattr(a.target, "_schema", None)
-    if schema is None or schema.is_mutable or a.kwargs or b.kwargs:
+    if not repeatable(a) or a.kwargs or b.kwargs:
         return False
     return all(same(x, y, depth - 1) for x, y in zip(a.args, b.args, strict=True))
 
 
 def shapes(program: Program, entry: Entry) -> dict[fx.Node, torch.Size]:
     """Return the shape of every tensor in an entry, with some number of rows; changes no metadata."""
-    kept = {node: node.meta.get("val") for node in entry.graph.nodes}
-    reference.propagate(program, entry, _ROWS)
-    found = {n: n.meta["val"].shape for n in kept if isinstance(n.meta.get("val"), torch.Tensor)}
-    for node, value in kept.items():
-        node.meta.pop("val", None)
-        if value is not None:
-            node.meta["val"] = value
-    return found
+    found = reference.example_values(program, entry, _ROWS)
+    return {node: value.shape for node, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 class Part(NamedTuple):

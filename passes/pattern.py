@@ -117,7 +117,7 @@ class _Search:
             yield from self._parameter(where, asked, met, bound)
         elif _number(asked) and asked in self.pattern.numbers:
             name = self.pattern.numbers[asked]
-            if _number(met) and bound.get(name, met) == met:
+            if _number(met) and isinstance(met, (int, type(asked))) and bound.get(name, met) == met:
                 yield {**bound, name: met}
             else:
                 self._note(bound, f"{where} is {_said(met)}, not the number that is meant")

@@ -43,15 +43,22 @@ def plain_name(target: Callable[..., Any]) -> str:
 
 
 def add_weight(program: Program, name: str, tensor: torch.Tensor) -> str:
-    """Store a weight and return its name: an equal one is shared, and an unequal one has it with a suffix."""
+    """Store a weight and return its name: one of the same bits is shared, and another one has it with a suffix."""
     unique, count = name, 2
     while unique in program.weights:
-        held = program.weights[unique]
-        if held.dtype == tensor.dtype and torch.equal(held, tensor):
+        if _same_bits(program.weights[unique], tensor):
             return unique
         unique, count = f"{name}~{count}", count + 1
     program.weights[unique] = tensor.contiguous()
     return unique
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Unlike `==`, tell zeros of unlike signs apart."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    one, other = (x.reshape(-1).view(torch.uint8) for x in (a, b))
+    return torch.equal(one, other)
 
 
 def read_weight(before: fx.Node, name: str) -> fx.Node:

@@ -91,7 +91,7 @@ class Rule:
                 lambda *given: self.after(*self._all(found.numbers, list(values), given)),
                 list(values.values()),
             )
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             return f"the replacement does not take {', '.join(map(_kind, values.values()))}: {error}"
         met, made = known[found.root], graph.output_node().args[0].meta["val"]
         alike = met.dtype == made.dtype and _same_shape(met, made)
@@ -116,8 +116,9 @@ class Rule:
 def apply(program: Program, entry: Entry, rules: Sequence[Rule]) -> Iterator[fx.Node | Refusal]:
     """Apply rules to an entry, the first one everywhere before the next, yielding what a pass yields.
 
-    Refused are matches that a guard keeps, and values inside that others read too; and what matches more than half of a
-    rule's operators and then something else, which is told of the rule that comes furthest.
+    Refused are matches that a guard keeps, values inside that others read too, and rules that ask of an open size what
+    holds for some sizes alone; and what matches more than half of a rule's operators and then something else, which is
+    told of the rule that comes furthest.
     """
     known: dict[fx.Node, Any] = {}
     refusals: dict[str, Refusal] = {}
@@ -132,7 +133,12 @@ def apply(program: Program, entry: Entry, rules: Sequence[Rule]) -> Iterator[fx.
             if isinstance(found, Miss):
                 misses[node.name] = max(misses.get(node.name, found), found, key=lambda miss: len(miss.seen))
                 continue
+            asked = known[node].fake_mode.shape_env.guards
+            before = len(asked)
             made = rule.replacement(found, known)
+            if len(asked) > before:  # torch took the example's sizes for the answer
+                made = f"the rule is for {asked[before].expr} alone, of a size that is open"
+                known = {}
             if isinstance(made, str):
                 refusals.setdefault(node.name, Refusal(node.name, made))
             else:

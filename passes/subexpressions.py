@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import fx
 
 from specqd.program import Entry, Program
 
 from .contract import Pass, Refusal
+from .match import repeatable
 
 __all__ = ["CommonSubexpressions"]
 
@@ -36,7 +35,7 @@ class CommonSubexpressions(Pass):
         given_out = set(entry.graph.output_node().all_input_nodes)
         first: dict[Any, fx.Node] = {}
         for node in list(entry.graph.nodes):
-            if not _repeatable(node):
+            if not repeatable(node) or any(map(_written, node.all_input_nodes)):
                 continue
             twin = first.setdefault(_call(node), node)
             if twin is node:
@@ -48,19 +47,7 @@ class CommonSubexpressions(Pass):
                 given_out.add(twin)
             node.replace_all_uses_with(twin)
             entry.graph.erase_node(node)
-            if node.op == "call_function":
-                yield twin
-
-
-def _repeatable(node: fx.Node) -> bool:
-    if node.op == "get_attr" or node.target is operator.getitem:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None or schema.is_mutable:
-        return False
-    return torch.Tag.nondeterministic_seeded not in node.target.tags and not any(
-        map(_written, node.all_input_nodes)
-    )
+            yield twin
 
 
 def _written(node: fx.Node) -> bool:
@@ -70,7 +57,7 @@ def _written(node: fx.Node) -> bool:
 
 
 def _call(node: fx.Node) -> Any:
-    return node.op, node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items())))
+    return node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items())))
 
 
 def _key(value: Any) -> Any:
@@ -79,4 +66,6 @@ def _key(value: Any) -> Any:
         return tuple(map(_key, value))
     if isinstance(value, slice):
         return "slice", _key((value.start, value.stop, value.step))
-    return type(value), value if isinstance(value, fx.Node) else repr(value)
+    if isinstance(value, fx.Node):
+        return ("weight", value.target) if value.op == "get_attr" else value
+    return type(value), repr(value)

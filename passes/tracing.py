@@ -42,7 +42,6 @@ def trace(function: Callable[..., Any], given: Sequence[Any]) -> fx.Graph:
 
 def values(program: Program, entry: Entry) -> dict[fx.Node, Any]:
     """Return what each node of an entry computes, tensors without data; sizes that are open are SymInts."""
-    kept = {node: node.meta.get("val") for node in entry.graph.nodes}
     mode = FakeTensorMode(shape_env=ShapeEnv())
     given: list[Any] = [
         _open(mode, torch.zeros(i.shape, dtype=getattr(torch, i.dtype)), i.dynamic) for i in entry.inputs
@@ -50,14 +49,7 @@ def values(program: Program, entry: Entry) -> dict[fx.Node, Any]:
     if entry.of_language_model:
         caches = {name: _open(mode, cache, ()) for name, cache in reference.new_caches(program).items()}
         given = reference.inputs(entry, given[0], given[1], caches)
-    with mode, torch.no_grad():
-        reference.ShapeInterpreter(program, entry, mode).run(*given)
-    found = {node: node.meta["val"] for node in kept if "val" in node.meta}
-    for node, value in kept.items():
-        node.meta.pop("val", None)
-        if value is not None:
-            node.meta["val"] = value
-    return found
+    return reference.fake_values(program, entry, mode, given)
 
 
 def _open(mode: FakeTensorMode, tensor: torch.Tensor, dynamic: Sequence[int]) -> FakeTensor:

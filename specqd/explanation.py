@@ -122,13 +122,13 @@ class _Record:
             f"{sum(1 for _ in _calls(before))} -> {sum(1 for _ in _calls(after))} nodes"
             + "".join(f"; {note.what}" for note in result.notes if not note.node)
         )
-        for refusal in result.refusals:
-            self._story(before, refusal.node).notes.append((step, f"refused: {refusal.why}"))
         kept = {node.name for node in after.graph.nodes}
         self._tell(after, (n for n in _calls(after) if (after.name, n.name) not in self.living), step)
+        for refusal in result.refusals:  # also of a node that the step made
+            self._story(refusal.node, before, after).notes.append((step, f"refused: {refusal.why}"))
         for note in result.notes:
             if note.node:
-                self._story(after, note.node).notes.append((step, note.what))
+                self._story(note.node, after).notes.append((step, note.what))
         for old, new in _taken(before, after):
             self.living.pop((before.name, old.name)).notes.append((step, f"taken into {new}"))
         for node in _calls(before):
@@ -138,9 +138,11 @@ class _Record:
             copy = result.program.entries[name]
             self._tell(copy, _calls(copy), None, copy.derived_from)
 
-    def _story(self, entry: Entry, name: str) -> NodeStory:
-        node = next(n for n in entry.graph.nodes if n.name == name)
+    def _story(self, name: str, *states: Entry) -> NodeStory:
+        """Return the story of a node of an entry in one of its states."""
+        entry = states[0]
         if (entry.name, name) not in self.living:
+            node = next(n for state in states for n in state.graph.nodes if n.name == name)
             self._tell(entry, [node], None)
         return self.living[entry.name, name]
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from specqd.program import Entry, Program, module_of
 
-__all__ = ["Change", "diff_programs", "formatted"]
+__all__ = ["Change", "called", "diff_programs", "formatted"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,17 @@ def diff_programs(a: Program, b: Program, entry: str | None = None) -> list[Chan
     """Compare an entry (default: the target) of two programs; nothing if it computes the same in the same way.
 
     Nodes are paired by what they call, with which numbers; names and unused weights do not matter, those of weights and
-    inputs do. Raises InputError if a program lacks the entry.
+    inputs do, and of what kind they are. Raises InputError if a program lacks the entry.
     """
     first, second = (p.target if entry is None else p.entry(entry) for p in (a, b))
-    return [*_nodes(first, second), *_weights(a, first, b, second)]
+    return [*_nodes(first, second), *_inputs(first, second), *_weights(a, first, b, second)]
 
 
 def _nodes(a: Entry, b: Entry) -> Iterator[Change]:
     old, new = (list(entry.graph.nodes) for entry in (a, b))
-    blocks = SequenceMatcher(None, list(map(_key, old)), list(map(_key, new)), autojunk=False).get_opcodes()
+    blocks = SequenceMatcher(
+        None, list(map(called, old)), list(map(called, new)), autojunk=False
+    ).get_opcodes()
     pairs = {
         old[i]: new[j]
         for kind, i0, i1, j0, j1 in blocks
@@ -68,6 +70,13 @@ def _reads_others(old: fx.Node, new: fx.Node, pairs: dict[fx.Node, fx.Node], pai
     return len(before) != len(after) or any(
         pairs.get(a) is not b and (a in pairs or b in paired) for a, b in zip(before, after, strict=True)
     )
+
+
+def _inputs(a: Entry, b: Entry) -> Iterator[Change]:
+    new = {given.name: given for given in b.inputs}
+    for given in a.inputs:
+        if given.name in new and str(given) != str(new[given.name]):
+            yield Change("~", "", f"input {given}", f"input {new[given.name]}")
 
 
 def _weights(a: Program, first: Entry, b: Program, second: Entry) -> Iterator[Change]:
@@ -110,7 +119,7 @@ def _text(value: Any) -> str:
     return str(value).removeprefix("torch.") if isinstance(value, (fx.Node, torch.dtype)) else repr(value)
 
 
-def _key(node: fx.Node) -> str:
+def called(node: fx.Node) -> str:
     """Give what a node calls, with `*` for the nodes among its arguments."""
     if node.op in ("placeholder", "get_attr"):
         return f"{node.op} {node.target}"

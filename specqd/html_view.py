@@ -9,7 +9,7 @@ from itertools import groupby
 
 from torch import fx
 
-from specqd.graph_diff import formatted
+from specqd.graph_diff import called, formatted
 from specqd.passes import Applied
 from specqd.program import Entry, module_of
 
@@ -73,28 +73,16 @@ class Stages:
 
 
 def _section(stage: _Stage) -> str:
-    before, after = _texts(stage.before), _texts(stage.after)
-    gone = {
-        node for node, text in before.items() if after.get(node) is None or _call(text) != _call(after[node])
-    }
-    new = {
-        node for node, text in after.items() if before.get(node) is None or _call(text) != _call(before[node])
-    }
+    # An argument that was replaced is marked itself, and not what reads it.
+    before, after = ({n.name: called(n) for n in entry.graph.nodes} for entry in (stage.before, stage.after))
+    gone = {node for node, call in before.items() if after.get(node) != call}
+    new = {node for node, call in after.items() if before.get(node) != call}
     head = f"<h2>{escape(stage.title)}</h2>{_refusals(stage.refused)}"
     if not gone and not new:
         return f"<section>{head}<p>the graph stays as it was</p></section>"
     left = _side("before", stage.before, dict.fromkeys(gone, "gone"), stage.refused)
     right = _side("after", stage.after, dict.fromkeys(new, "new"), {})
     return f"<section>{head}<div class=sides>{left}{right}</div></section>"
-
-
-def _texts(entry: Entry) -> dict[str, str]:
-    return {node.name: formatted(node) for node in entry.graph.nodes}
-
-
-def _call(text: str) -> str:
-    """What a node calls, without what it is called with: an argument that was replaced is marked itself."""
-    return text.partition("(")[0]
 
 
 def _refusals(refused: dict[str, str]) -> str:

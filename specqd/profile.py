@@ -79,9 +79,11 @@ def profile(
     artifact, tell = open_artifact(Path(directory)), progress or (lambda what, done, of: None)
     threads = threads or available_cpus()
     if artifact.manifest.module is None:
+        if sizes:
+            raise InputError(f"{directory} is a language model, which has no sizes to give")
         from specqd.profile_passes import passes
 
-        rows, seconds = passes(directory, runs, threads, tell)
+        rows, seconds = passes(artifact, runs, threads, tell)
     else:
         from specqd.profile_kernels import kernels
 

@@ -126,9 +126,6 @@ def example_inputs(module: ModuleRecord, sizes: dict[str, int]) -> list[np.ndarr
 
 def _example(record: TensorRecord, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
     shape = [sizes[size] if isinstance(size, str) else int(size or 1) for size in record.shape]
-    if record.dtype.startswith(("float", "bfloat")):
-        import ml_dtypes
-
-        dtype = ml_dtypes.bfloat16 if record.dtype == "bfloat16" else np.dtype(record.dtype)
-        return rng.standard_normal(shape).astype(dtype)
+    if record.dtype.startswith("float"):
+        return rng.standard_normal(shape).astype(record.dtype)
     return np.zeros(shape, record.dtype)  # which may index whatever it is an index of

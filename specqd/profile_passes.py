@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
+from specqd.artifact import Artifact
 from specqd.profile import Row
 from specqd.runtime.engine import Engine
 
@@ -14,13 +14,13 @@ __all__ = ["passes"]
 
 
 def passes(
-    directory: str | Path, runs: int, threads: int, tell: Callable[[str, int, int], None]
+    artifact: Artifact, runs: int, threads: int, tell: Callable[[str, int, int], None]
 ) -> tuple[list[Row], float]:
     """Time a pass of each entry and row count in turns, after a text that fills half of the cache.
 
-    Returns rows, and the seconds of a target's pass of one row. Raises as Engine.open does.
+    Returns rows, and the seconds of a target's pass of one row. Raises as Engine does.
     """
-    engine = Engine.open(directory, threads)
+    engine = Engine(artifact, threads)
     start = engine.capacity // 2
     kinds = [(f.entry, f.rows) for f in engine.manifest.functions if f.entry in engine.entries]
     kinds = [kind for kind in dict.fromkeys(kinds) if start + kind[1] <= engine.capacity]

@@ -14,8 +14,8 @@ from specqd.errors import InputError
 from specqd.program import Entry, Program
 
 __all__ = [
-    "Interpreter", "ShapeInterpreter", "demand_fitting", "inputs", "module", "new_caches", "propagate", "run",
-    "weight_seen",
+    "Interpreter", "demand_fitting", "example_values", "fake_values", "inputs", "module", "new_caches", "propagate",
+    "run", "weight_seen",
 ]  # fmt: skip
 
 
@@ -34,12 +34,12 @@ class Interpreter(fx.Interpreter):
         return weight_seen(self.entry, self.weights[target])
 
 
-class ShapeInterpreter(Interpreter):
-    """Runs a graph on fake tensors of a mode, and keeps each node's value as its `meta["val"]`."""
+class _ShapeInterpreter(Interpreter):
+    """Runs a graph on fake tensors of a mode; `env` has each node's value then."""
 
     def __init__(self, program: Program, entry: Entry, mode: Any) -> None:
         super().__init__(program, entry)
-        self.mode = mode
+        self.mode, self.garbage_collect_values = mode, False
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Give a fake tensor of the weight's shape."""
@@ -47,12 +47,6 @@ class ShapeInterpreter(Interpreter):
         as_float32 = self.entry.of_language_model and weight.is_floating_point()
         with self.mode:
             return torch.empty(weight.shape, dtype=torch.float32 if as_float32 else weight.dtype)
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Keep what a node computes."""
-        value = super().run_node(n)
-        n.meta["val"] = value
-        return value
 
 
 def weight_seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
@@ -131,10 +125,13 @@ def demand_fitting(entry: Entry, given: Sequence[Any]) -> None:
 
 
 def propagate(program: Program, entry: Entry, rows: int) -> None:
-    """Set `node.meta["val"]` of every node to a fake tensor (or int) of its shape.
+    """Set `node.meta["val"]` of every node to what `example_values` says."""
+    for node, value in example_values(program, entry, rows).items():
+        node.meta["val"] = value
 
-    That is the shape for `rows` tokens, or for a module's inputs as its example had them.
-    """
+
+def example_values(program: Program, entry: Entry, rows: int) -> dict[fx.Node, Any]:
+    """Return a fake tensor (or int) of each node's shape, for `rows` tokens, or as a module's inputs had them."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -145,7 +142,15 @@ def propagate(program: Program, entry: Entry, rows: int) -> None:
             given = inputs(entry, tokens, tokens.clone(), new_caches(program))
         else:
             given = [torch.zeros(i.shape, dtype=getattr(torch, i.dtype)) for i in entry.inputs]
-        ShapeInterpreter(program, entry, mode).run(*given)
+    return fake_values(program, entry, mode, given)
+
+
+def fake_values(program: Program, entry: Entry, mode: Any, given: Sequence[Any]) -> dict[fx.Node, Any]:
+    """Return what each node computes of fake tensors of a mode, in the order of the entry's placeholders."""
+    interpreter = _ShapeInterpreter(program, entry, mode)
+    with mode, torch.no_grad():
+        interpreter.run(*given)
+    return interpreter.env
 
 
 def module(program: Program, entry: Entry) -> torch.nn.Module:

@@ -177,6 +177,8 @@ def test_a_prompt_from_standard_input(capsys, toy: Path, monkeypatch):
         (["generate", "{toy}", "-p", "a", "--draft-length", "0"], "cannot draft 0 tokens"),
         (["inspect", "{toy}/none"], "is no artifact"),
         (["bench", "{toy}", "--prompts", "99"], "26 built-in prompts"),
+        (["bench", "{toy}", "--size", "b=1"], "is a language model, which --against and --size are not for"),
+        (["profile", "{toy}", "--size", "b=1"], "is a language model, which has no sizes to give"),
         (["bench", "{toy}", "--tokens", "1"], "1 new tokens give no rate"),
         (["compile", "nowhere", "-o", "{toy}"], "exists and is not empty"),
         (["compile", "nowhere", "-o", "x", "--context", "0"], "context of 0 cannot be used"),

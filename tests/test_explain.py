@@ -2,10 +2,13 @@ import subprocess
 import sys
 
 import torch
+from small_modules import of as module
 from small_programs import DIM, Decoder, of
 from torch import nn
 
 from specqd.explanation import explain
+from specqd.passes import Pass
+from specqd.passes.rules import Rule, apply
 
 
 def body(m, x, _):
@@ -42,6 +45,28 @@ def test_every_node_has_a_story():
     ]
     ever = {n.name for n in program().target.graph.nodes if n.op == "call_function"}
     assert ever <= {story.node for story in report.stories}
+
+
+def test_a_node_that_its_pass_made_and_then_refused_has_a_story():
+    class KeepsAbs(Pass):
+        """Replace relu by abs, and refuse to drop that."""
+
+        name = "keeps-abs-in-a-test"
+
+        def run(self, program, entry):
+            like = (torch.empty(2, 3),)
+            dropped = Rule(lambda x: torch.abs(x), lambda x: x, like, lambda x: "it stays")
+            yield from apply(
+                program, entry, (Rule(lambda x: torch.relu(x), lambda x: torch.abs(x), like), dropped)
+            )
+
+    try:
+        report = explain(module(lambda m, x: torch.relu(x) + 1, torch.ones(2, 3)), KeepsAbs())
+    finally:
+        del Pass.registry["keeps-abs-in-a-test"]
+    step = "keeps-abs-in-a-test"
+    (made,) = (story for story in report.stories if story.operator == "aten.abs")
+    assert made.notes == [(step, "made"), (step, "refused: it stays")]
 
 
 def test_the_report_can_be_read():

@@ -69,3 +69,24 @@ def test_weights_of_a_language_model_act_as_float32(dtype, rng):
     result = FoldConstants()(program)
     assert result.rewrites == 1 and result.program.weights["w.add"].dtype is torch.float32
     assert torch.equal(logits(result.program), logits(program))
+
+
+def test_many_steps_that_each_read_the_one_before_twice_are_folded():
+    def grown(m, x):
+        w = m.w
+        for _ in range(250):
+            w = torch.sin(w) * w
+        return x + w
+
+    program = of(grown, X, w=W)
+    result = FoldConstants()(program)
+    assert calls(result.program) == ["add"]
+    assert torch.equal(result.program.module()(X), program.module()(X))
+
+
+def test_zeros_of_unlike_signs_are_two_weights():
+    program = of(lambda m, x: (x / (m.w * 0.0), x / (m.w * -0.0)), X, w=W.abs() + 1)
+    result = FoldConstants()(program)
+    assert result.rewrites == 2 and {"w.mul", "w.mul~2"} < result.program.weights.keys()
+    for after, before in zip(result.program.module()(X + 3), program.module()(X + 3), strict=True):
+        assert torch.equal(after, before)

@@ -25,6 +25,7 @@ MASKED = {
     "all": lambda m, s: s,
     "added": lambda m, s: s + m.mask,
     "filled": lambda m, s: s.masked_fill(m.later, MINUS),
+    "filled with a billion": lambda m, s: s.masked_fill(m.nobody, -1e9),
     "filled with the least number": lambda m, s: s.masked_fill(m.later, torch.finfo(s.dtype).min),
 }
 
@@ -35,7 +36,9 @@ def given(rng, *sizes):
 
 def program_of(body, rng, *sizes, **capture):
     mask = torch.zeros(5, 5).masked_fill(LATER, MINUS)
-    return of(body, *given(rng, *sizes), mask=mask, later=LATER, **capture)
+    nobody = LATER.index_fill(0, torch.tensor([2]), True)  # the third query sees nothing
+    wide = mask.expand(2, 1, 5, 5)
+    return of(body, *given(rng, *sizes), mask=mask, later=LATER, nobody=nobody, batches=wide, **capture)
 
 
 @pytest.mark.parametrize("scaled", SCALED.values(), ids=SCALED)
@@ -56,6 +59,15 @@ def test_keys_transposed_twice_are_the_keys(rng):
     program = program_of(lambda m, q, k, v: (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v, rng)
     assert calls(program) == ["transpose", "matmul", "mul", "softmax", "matmul"]
     assert calls(FuseAttention()(program).program) == ["scaled_dot_product_attention"]
+
+
+@pytest.mark.parametrize("mask", [torch.tensor([0.0, MINUS, 1.0, 0.0, 2.0]), torch.tensor(2.0)])
+def test_a_mask_of_fewer_than_two_dimensions_is_spread(mask, rng):
+    program = program_of(lambda m, q, k, v: (q @ k.mT + m.small).softmax(-1) @ v, rng, small=mask)
+    result = FuseAttention()(program)
+    assert set(calls(result.program)) == {"expand", "scaled_dot_product_attention"}
+    tensors = given(rng)
+    assert_close(result.program.module()(*tensors), program.module()(*tensors), rtol=1e-5, atol=1e-6)
 
 
 def test_three_dimensions_and_a_softmax_in_float32(rng):
@@ -92,6 +104,22 @@ REFUSED = {
         lambda m, q, k, v: (q @ k.mT * m.mask).softmax(-1) @ v,
         "other of mul is mask, not the number that is meant",
     ),
+    "a mask that makes more scores": (
+        lambda m, q, k, v: (q[:1] @ k[:1].mT + m.batches).softmax(-1) @ v[:1],
+        "its mask is [2, 1, 5, 5], which makes more scores than there are",
+    ),
+    "a mask of bools that is added": (
+        lambda m, q, k, v: (q @ k.mT + m.later).softmax(-1) @ v,
+        "it is computed in torch.bool, not in float32 throughout",
+    ),
+    "a number that hides nothing": (
+        lambda m, q, k, v: (q @ k.mT).masked_fill(m.later, 0.0).softmax(-1) @ v,
+        "0.0 is filled in, beside which scores do not vanish",
+    ),
+    "a number that hides by comparison": (
+        lambda m, q, k, v: (q @ k.mT).masked_fill(m.later, -1e4).softmax(-1) @ v,
+        "-10000.0 is filled in, beside which scores do not vanish",
+    ),
     "float64": (
         lambda m, q, k, v: (q.double() @ k.double().mT).softmax(-1) @ v.double(),
         "it is computed in torch.float64, not in float32 throughout",
@@ -113,3 +141,8 @@ def test_what_is_no_attention_is_left_alone_and_said_so(body, why, rng):
     result = FuseAttention()(program)
     assert result.rewrites == 0 and calls(result.program) == calls(program)
     assert why is None or [r.why for r in result.refusals] == [why]
+
+
+def test_a_division_by_zero_stays_as_it_is(rng):
+    result = FuseAttention()(program_of(lambda m, q, k, v: (q @ k.mT / 0.0).softmax(-1) @ v, rng))
+    assert result.rewrites == 0 and [r.why.endswith("division by zero") for r in result.refusals] == [True]

@@ -4,6 +4,7 @@ from small_modules import calls, of
 from small_programs import DIM, Decoder, logits
 from small_programs import of as decoder
 
+from specqd.passes import Pipeline
 from specqd.passes.subexpressions import CommonSubexpressions
 
 X = torch.arange(6.0).reshape(2, 3) - 2
@@ -56,3 +57,19 @@ def test_a_language_model_keeps_what_writes_into_caches():
     result = CommonSubexpressions()(program)
     assert result.rewrites == 1
     assert torch.equal(logits(result.program), logits(program))
+
+
+def test_two_reads_of_one_weight_are_the_same_argument():
+    """Folding leaves a read for each constant that it stores."""
+
+    def body(m, x):
+        return (x * torch.exp(m.w)) / torch.cosh(x * torch.exp(m.w)) - torch.exp(m.w)
+
+    program = of(body, X, w=torch.ones(3))
+    folded = Pipeline.parse("fold-constants")(program)
+    assert calls(folded) == ["mul", "mul", "cosh", "div", "sub"]
+    result = CommonSubexpressions()(folded)
+    assert result.rewrites == 1 and calls(result.program) == ["mul", "cosh", "div", "sub"]
+    assert torch.equal(result.program.module()(X), program.module()(X))
+    again = CommonSubexpressions()(result.program)
+    assert again.rewrites == 0 and not again.refusals

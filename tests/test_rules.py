@@ -104,6 +104,23 @@ def test_dimensions_count_from_either_end_and_sizes_stay_open(rng):
     assert torch.equal(changed.module()(other), program.module()(other))
 
 
+@pytest.mark.parametrize(
+    ("after", "guard"),
+    [
+        (lambda x: torch.neg(x) if x.shape[0] == 4 else torch.abs(x), lambda x: None),
+        (lambda x: torch.abs(x), lambda x: None if x.shape[0] % 2 == 0 else "odd"),
+    ],
+)
+def test_what_holds_for_the_example_is_not_taken_for_all_sizes(after, guard):
+    rule = Rule(lambda x: torch.neg(x), after, (X,), guard)
+    body, x = (lambda m, x: torch.neg(x) + torch.neg(torch.relu(x))), torch.ones(4, 3)
+    _, made, refused = applied(of(body, x, dynamic=({0: Dim("b", max=9)},)), rule)
+    assert not made and len(refused) == 2
+    assert all(why.startswith("the rule is for ") and why.endswith("a size that is open") for why in refused)
+    _, made, refused = applied(of(body, x), rule)
+    assert len(made) == 2 and not refused
+
+
 def test_equal_calls_in_two_places_are_one_value_of_the_rule(rng):
     rule = Rule(lambda x: x * torch.sigmoid(x), lambda x: torch.nn.functional.silu(x), (X,))
     x = torch.randn(2, 3, generator=rng)
@@ -112,6 +129,10 @@ def test_equal_calls_in_two_places_are_one_value_of_the_rule(rng):
     assert len(made) == 1 and "silu" in calls(after)
     _, made, _ = applied(of(lambda m, x: torch.abs(x) * torch.sigmoid(torch.neg(x)), x), rule)
     assert not made
+    _, made, _ = applied(of(lambda m, x: torch.bernoulli(x) * torch.sigmoid(torch.bernoulli(x)), x), rule)
+    assert not made  # two draws
+    _, made, _ = applied(of(lambda m, x: (x + 0.0) * torch.sigmoid(x + -0.0), x), rule)
+    assert not made  # the sum of -0.0 and 0.0 is 0.0, and that of two -0.0 is -0.0
 
 
 def test_a_rule_may_leave_nothing_but_its_argument():
@@ -133,6 +154,16 @@ def test_whole_numbers_and_lists_of_tensors_are_matched_too(rng):
     changed, made, _ = applied(program, Rule(before, after, (X, X)))
     assert len(made) == 1 and calls(changed) == ["neg", "roll", "roll", "cat"]
     assert torch.equal(changed.module()(x), program.module()(x))
+
+
+def test_a_whole_number_is_not_matched_by_another():
+    def before(x: Tensor, by: int) -> Tensor:
+        return torch.relu(x) * by
+
+    rule = Rule(before, lambda x, by: torch.relu(x * by), (X,))
+    for by, rewrites in ((2, 1), (2.5, 0), (2.0, 0)):
+        _, made, refused = applied(of(lambda m, x, by=by: torch.relu(x) * by, torch.ones(2, 3)), rule)
+        assert len(made) == rewrites and len(made) + len(refused) <= 1
 
 
 def test_a_pass_of_rules_keeps_where_it_comes_from():

@@ -117,6 +117,15 @@ def test_differences_are_told_by_operator_argument_and_weight():
     assert diff_programs(one, one.copy()) == []
 
 
+def test_inputs_of_another_kind_are_told():
+    one, other = (of(lambda m, x: torch.relu(x), x) for x in (torch.ones(2, 3), torch.ones(2, 3).double()))
+    (name,) = (given.name for given in one.target.inputs)
+    became = Change("~", "", f"input {name} float32 [2, 3]", f"input {name} float64 [2, 3]")
+    assert diff_programs(one, other) == [became]
+    open_size = of(lambda m, x: torch.relu(x), torch.ones(2, 3), dynamic=({0: Dim("b", max=9)},))
+    assert [c.became for c in diff_programs(one, open_size)] == [f"input {name} float32 [?, 3]"]
+
+
 def test_weights_that_come_go_and_change_their_kind_are_told():
     x = torch.ones(2, 3)
     one = of(lambda m, x: x + m.a + m.b.float(), x, a=torch.ones(3), b=torch.ones(3))

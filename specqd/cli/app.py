@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-__all__ = ["ArtifactDir", "ModelPath", "Threads", "app"]
+from specqd.errors import InputError
+
+__all__ = ["ArtifactDir", "ModelPath", "Threads", "app", "read_named", "read_sizes"]
 
 _ORDER = (
     "demo",
@@ -68,3 +71,30 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+
+
+def read_named(option: str, texts: Sequence[str] | None, form: str) -> dict[str, str]:
+    """Read what an option that takes `NAME=TEXT` was given; `form` says what one looks like.
+
+    Raises InputError for a text that is not of that form, or a name given twice.
+    """
+    named: dict[str, str] = {}
+    for text in texts or ():
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not name or not value:
+            raise InputError(f"cannot read {option} {text!r}: write {form}")
+        if name in named:
+            raise InputError(f"{option} gives {name!r} twice: give it once")
+        named[name] = value
+    return named
+
+
+def read_sizes(texts: Sequence[str] | None) -> dict[str, int]:
+    """Read what `--size` was given, as `read_named` does."""
+    form = "NAME=N, such as batch=1"
+    sizes = {}
+    for name, number in read_named("--size", texts, form).items():
+        if not (number.isascii() and number.isdecimal()):
+            raise InputError(f"cannot read --size {name}={number}: write {form}")
+        sizes[name] = int(number)
+    return sizes

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from specqd.artifact import open_artifact
-from specqd.cli.app import ArtifactDir, Threads, app
-from specqd.cli.profile import read_sizes
+from specqd.cli.app import ArtifactDir, Threads, app, read_sizes
 from specqd.cli.progress import progress_bar
 from specqd.errors import InputError
 
@@ -25,8 +26,11 @@ def bench(
         typer.Option(metavar="N", help="Use N of the built-in prompts. (default: all)", show_default=False),
     ] = None,
     new_tokens: Annotated[
-        int, typer.Option("-n", "--tokens", metavar="N", help="New tokens a prompt.")
-    ] = 128,
+        int | None,
+        typer.Option(
+            "-n", "--tokens", metavar="N", help="New tokens a prompt. (default: 128)", show_default=False
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="4 prompts and few repetitions: rough figures.")
     ] = False,
@@ -50,59 +54,60 @@ def bench(
 
     Example: specqd bench smollm2.specqd --json
     """
-    if open_artifact(directory).manifest.module is not None:
-        _of_module(directory, against, read_sizes(size or []), quick, threads, as_json)
-        return
-    if against or size:
-        raise InputError(f"{directory} is a language model, which --against and --size are not for")
-    from specqd.bench import run
-
+    of_module = open_artifact(directory).manifest.module is not None
     with progress_bar(not as_json) as tell:
-        figures = run(
-            directory, prompts=prompts, new_tokens=new_tokens, quick=quick, threads=threads, progress=tell
-        )
-    if as_json:
-        import json
+        if of_module:
+            if prompts is not None or new_tokens is not None:
+                raise InputError(f"{directory} is no language model, which --prompts and --tokens are for")
+            from specqd.bench_module import run_module
 
+            figures = run_module(
+                directory,
+                against=against,
+                quick=quick,
+                threads=threads,
+                sizes=read_sizes(size),
+                progress=tell,
+            )
+        else:
+            if against or size:
+                raise InputError(f"{directory} is a language model, which --against and --size are not for")
+            from specqd.bench import run
+
+            figures = run(
+                directory,
+                prompts=prompts,
+                new_tokens=128 if new_tokens is None else new_tokens,
+                quick=quick,
+                threads=threads,
+                progress=tell,
+            )
+    if as_json:
         print(json.dumps(figures, indent=2))
         return
-    levels = figures.pop("levels")
+    print("\n".join(_of_module(figures) if of_module else _of_model(figures)))
+
+
+def _of_model(figures: dict[str, Any]) -> Iterator[str]:
     for name, value in figures.items():
-        shown = ", ".join(f"{v:.2f}" for v in value) if isinstance(value, list) else value
-        print(f"{name:<28} {_shown(shown)}")
-    for level in levels:
-        print(f"{'level':<28} {', '.join(f'{name} {_shown(value)}' for name, value in level.items())}")
+        if name != "levels":
+            shown = ", ".join(f"{v:.2f}" for v in value) if isinstance(value, list) else value
+            yield f"{name:<28} {_shown(shown)}"
+    for level in figures["levels"]:
+        yield f"{'level':<28} {', '.join(f'{name} {_shown(value)}' for name, value in level.items())}"
 
 
-def _of_module(
-    directory: Path,
-    against: Path | None,
-    sizes: dict[str, int],
-    quick: bool,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    from specqd.bench_module import run_module
-
-    with progress_bar(not as_json) as tell:
-        figures = run_module(
-            directory, against=against, quick=quick, threads=threads, sizes=sizes, progress=tell
-        )
-    if as_json:
-        import json
-
-        print(json.dumps(figures, indent=2))
-        return
-    print(f"{figures['cpu']}, {figures['isa']}, {figures['threads']} threads; {', '.join(figures['inputs'])}")
-    print(f"{'engine':<14}{'ms':>10}{'times ours':>12}{'difference':>12}")
+def _of_module(figures: dict[str, Any]) -> Iterator[str]:
+    yield f"{figures['cpu']}, {figures['isa']}, {figures['threads']} threads; {', '.join(figures['inputs'])}"
+    yield f"{'engine':<14}{'ms':>10}{'times ours':>12}{'difference':>12}"
     for name, ms in figures["ms"].items():
         ratio, difference = figures["ratios"].get(name), figures["differences"].get(name)
-        print(
+        yield (
             f"{name:<14}{ms:>10.3f}{'' if ratio is None else f'{ratio:.2f}':>12}"
             f"{'' if difference is None else f'{difference:.2g}':>12}"
         )
     for name, why in figures["left_out"].items():
-        print(f"{name} is left out: {why}"[:80])
+        yield f"{name} is left out: {why}"[:80]
 
 
 def _shown(value: object) -> str:

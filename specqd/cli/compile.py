@@ -9,23 +9,15 @@ from typing import Annotated
 import typer
 
 from specqd.build import DEFAULT_CONTEXT
-from specqd.cli.app import app
+from specqd.cli.app import ModelPath, app, read_named, read_sizes
 from specqd.cli.progress import progress_bar
-from specqd.errors import InputError
 
 __all__ = ["compile_"]
 
 
 @app.command("compile")
 def compile_(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face folder, a hub id, a .gguf or an .onnx file.",
-            show_default=False,
-        ),
-    ],
+    model: ModelPath,
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
@@ -77,8 +69,8 @@ def compile_(
         manifest = compile_model(
             model,
             output,
-            dynamic_shapes=_sizes(size or []),
-            drafts=_named(draft or []),
+            dynamic_shapes=read_sizes(size) or None,
+            drafts=read_named("--draft", draft, "NAME=MODEL, such as small=./small-model"),
             pipeline=pipeline,
             context=context,
             isa=isa,
@@ -95,31 +87,3 @@ def compile_(
         print(
             f"{count} rewrite{'s were' if count > 1 else ' was'} refused; `specqd inspect {output}` says which and why"
         )
-
-
-def _sizes(texts: list[str]) -> dict[str, int] | None:
-    """Read `NAME=N` texts; raises InputError for one that is not of that form, or a name given twice."""
-    sizes: dict[str, int] = {}
-    for text in texts:
-        name, _, number = (part.strip() for part in text.partition("="))
-        if not name or not number.isascii() or not number.isdigit():
-            raise InputError(f"--size {text!r} fixes no size: write NAME=N, such as batch=1")
-        if name in sizes:
-            raise InputError(f"--size fixes {name!r} twice: give it once")
-        sizes[name] = int(number)
-    return sizes or None
-
-
-def _named(drafts: list[str]) -> dict[str, str]:
-    """Read `NAME=MODEL` texts; raises InputError for one that is not of that form, or a name given twice."""
-    named: dict[str, str] = {}
-    for text in drafts:
-        name, _, model = (part.strip() for part in text.partition("="))
-        if not name or not model:
-            raise InputError(
-                f"--draft {text!r} names no model: write NAME=MODEL, such as small=./small-model"
-            )
-        if name in named:
-            raise InputError(f"--draft names two models {name!r}: give each a name of its own")
-        named[name] = model
-    return named

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from specqd.cli.app import app
+from specqd.cli.app import ModelPath, app
 from specqd.cli.progress import progress_bar
 
 __all__ = ["explain"]
@@ -14,14 +14,7 @@ __all__ = ["explain"]
 
 @app.command()
 def explain(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A Hugging Face folder, a hub id, a .gguf or an .onnx file.",
-            show_default=False,
-        ),
-    ],
+    model: ModelPath,
     pipeline: Annotated[
         str, typer.Argument(metavar="PIPELINE", help="Passes to run, as text.", show_default=False)
     ],

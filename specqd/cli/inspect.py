@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -30,8 +31,6 @@ def inspect(
     """
     manifest = open_artifact(directory, verify=verify).manifest
     if as_json:
-        import json
-
         print(json.dumps({**manifest.model_dump(mode="json"), "memory": _memory(manifest)}, indent=2))
         return
     for name, value in _facts(manifest):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specqd.cli.app import ArtifactDir, Threads, app
+from specqd.cli.app import ArtifactDir, Threads, app, read_sizes
 from specqd.cli.progress import progress_bar
-from specqd.errors import InputError
 
 if TYPE_CHECKING:
     from specqd.profile import Profile
 
-__all__ = ["profile", "read_sizes"]
+__all__ = ["profile"]
 
 _WIDTH = 80
 
@@ -45,28 +45,15 @@ def profile(
     from specqd.profile import profile as measure
 
     with progress_bar(not as_json) as tell:
-        found = measure(directory, runs=runs, threads=threads, sizes=read_sizes(size or []), progress=tell)
+        found = measure(directory, runs=runs, threads=threads, sizes=read_sizes(size), progress=tell)
     if plot:
         from specqd.profile_plot import draw
 
         draw(found, plot)
     if as_json:
-        import json
-
         print(json.dumps(found.figures(), indent=2))
         return
     print("\n".join(_table(found)))
-
-
-def read_sizes(texts: list[str]) -> dict[str, int]:
-    """Read `NAME=N` texts; raises InputError for one that is not of that form."""
-    found = {}
-    for text in texts:
-        name, _, number = (part.strip() for part in text.partition("="))
-        if not name or not number.isdecimal():
-            raise InputError(f"--size {text!r} is no size: write NAME=N, such as s0=128")
-        found[name] = int(number)
-    return found
 
 
 def _table(found: Profile) -> Iterator[str]:
