@@ -13,10 +13,8 @@ in the file of `--json`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -68,25 +66,20 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     name = "EfficientNet-Lite0" if options.vision else options.model.name
-    known: list[Row] = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
-    rows = {_key(row): row for row in known}
+    rows = report.Kept(options, _key)
     cases = list((_of_vision if options.vision else _of_language)(options))
     missing = [case for case in cases if (name, *_facts(case).values()) not in {key[:-1] for key in rows}]
     if missing:
         subject = _subject(options)
         dense = subject.scores(subject.program)
-        began = time.perf_counter()
         for case in missing:
-            if time.perf_counter() - began > options.limit:
+            if rows.late:
                 break
             for row in _measure(case, name, subject, dense, options):
-                rows[_key(row)] = row
-                print(json.dumps(row), file=sys.stderr, flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+                rows.add(row)
     mine = [row for row in rows.values() if row["model"] == name]
     details = {"model": name, "calibration samples": options.samples, "threads": options.threads}
-    report.write(f"prune_quality-{name}", [_table(mine)], details, mine, options)
+    report.write(f"prune_quality-{name}", [_table(mine)], details, mine, options, list(rows.values()))
 
 
 def _options() -> argparse.Namespace:
@@ -102,9 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.4, 0.5, 0.6, 0.7, 0.8])
     parser.add_argument("--seeds", type=int, default=1, help="how many choices of the calibration data")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--limit", type=float, default=float("inf"), help="seconds after which to start no more"
-    )
+    report.add_limit(parser)
     parser.add_argument("--quick", action="store_true", help="one sparsity, fewer samples and tokens")
     report.add_options(parser)
     options = parser.parse_args()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import machine
 
-__all__ = ["Spread", "Table", "add_options", "spread", "write"]
+__all__ = ["Kept", "Spread", "Table", "add_limit", "add_options", "spread", "write"]
 
 _HERE = Path(__file__).parent
 _PACKAGES = ("specqd", "apache-tvm", "torch", "transformers", "numpy")
@@ -61,6 +63,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write what each round measured to this file"
     )
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Add the option that `Kept` reads beside `--json`."""
+    parser.add_argument(
+        "--limit", type=float, default=float("inf"), help="seconds after which to start no more"
+    )
+
+
+class Kept(dict[tuple[Any, ...], dict[str, Any]]):
+    """Rows by key, those of the file of `--json` from the first; each new one goes there, so that a run can go on."""
+
+    def __init__(self, options: argparse.Namespace, key: Callable[[dict[str, Any]], tuple[Any, ...]]) -> None:
+        """Read what an earlier run left; its time begins."""
+        self._file, self._key, self._until = options.json, key, time.perf_counter() + options.limit
+        if self._file and self._file.is_file():
+            self.update({key(row): row for row in json.loads(self._file.read_text("utf-8"))})
+
+    @property
+    def late(self) -> bool:
+        """Whether the time of `--limit` is over."""
+        return time.perf_counter() > self._until
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row and show it."""
+        self[self._key(row)] = row
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if self._file:
+            self._file.write_text(json.dumps(list(self.values()), indent=1) + "\n", "utf-8")
 
 
 def write(

@@ -11,10 +11,7 @@ fastest format gives, whether codegen would choose it (`chosen`), and which part
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
-import time
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -51,17 +48,11 @@ def main() -> None:
     os.environ |= {"TVM_NUM_THREADS": str(options.threads), "TVM_BIND_THREADS": "0"}
     if isa.tiles:
         permit_tiles()
-    known: list[Row] = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
-    rows = {_key(row): row for row in known}
-    began, quiet = time.perf_counter(), machine.Quiet()
+    rows, quiet = report.Kept(options, _key), machine.Quiet()
     quiet.WAIT, quiet.TRIES = 1.0, 1
     for key in _wanted(options):
-        if key in rows or time.perf_counter() - began > options.limit:
-            continue
-        rows[key] = quiet(lambda key=key: _measure(*key, isa, options))  # type: ignore[misc]
-        print(json.dumps(rows[key]), file=sys.stderr, flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+        if key not in rows and not rows.late:
+            rows.add(quiet(lambda key=key: _measure(*key, isa, options)))  # type: ignore[misc]
     details = {
         "model": "sparse kernels",
         "threads": options.threads,
@@ -82,9 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--mb", type=int, default=400, help="megabytes that the dense copies take at least")
-    parser.add_argument(
-        "--limit", type=float, default=float("inf"), help="seconds after which to start no more"
-    )
+    report.add_limit(parser)
     parser.add_argument("--quick", action="store_true", help="two layers, three rounds")
     report.add_options(parser)
     options = parser.parse_args()

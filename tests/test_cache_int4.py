@@ -306,10 +306,17 @@ def test_every_instruction_set_packs_alike(isa):
                 assert kept.tolist() == [scale, low]
 
 
-@pytest.fixture(scope="module", params=["int4", pytest.param("int4, 32 recent", marks=EXTENDED)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "int4",
+        pytest.param("int4, 32 recent", marks=EXTENDED),
+        pytest.param("turbo, 32 recent", marks=EXTENDED),
+    ],
+)
 def fed(request) -> tuple[Compiled, list[int], np.ndarray]:
     """A small model, a text, and the model's logits when that is fed one position at a time."""
-    made = Compiled(CHOICES[request.param](llama()).program)
+    made = Compiled(CHOICES[request.param](llama(32 if "turbo" in request.param else 12)).program)
     text = random_tokens(made.program, 160, torch.Generator().manual_seed(3))
     return made, text, made.decode("target", text, 1)
 
