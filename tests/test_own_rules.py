@@ -43,3 +43,30 @@ def test_a_loss_that_torch_computes_in_chunks(tmp_path, rng):
         )
 
     assert_as_eager(tmp_path, loss, x, linear, target)
+
+
+def test_windows_that_differ_and_ends_that_meet(tmp_path, rng):
+    x = torch.randn(2, 3, 7, 8, generator=rng)
+    x[0, 0, 3] = x[0, 0, 3, 0]  # which of equals is the largest is told by its place
+
+    def windows(x):
+        return (
+            *F.adaptive_max_pool2d(x, (3, 4), return_indices=True),
+            *F.adaptive_max_pool3d(x, (2, 7, 4), return_indices=True),
+            *F.adaptive_max_pool1d(x[0], 2, return_indices=True),
+            F.pad(x, (2, 3, -1, 2), mode="circular"),
+            F.pad(x[0], (2, 3), mode="reflect"),
+        )
+
+    assert_as_eager(tmp_path, windows, x)
+
+
+def test_products_of_three_and_distances(tmp_path, rng):
+    a, b = torch.randn(4, 5, generator=rng), torch.randn(4, 3, generator=rng)
+    weight, bias = torch.randn(2, 5, 3, generator=rng), torch.randn(2, generator=rng)
+
+    def functions(a, b, weight, bias):
+        distances = [F.pdist(a, p) for p in (0.0, 1.0, 2.0, 3.5, torch.inf)]
+        return F.bilinear(a, b, weight, bias), *distances
+
+    assert_as_eager(tmp_path, functions, a, b, weight, bias)

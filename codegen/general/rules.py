@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 with contextlib.suppress(ImportError):
     import torch.nn.modules.linear_cross_entropy
 
-__all__ = ["OWN"]
+__all__ = ["COMPOSITES", "OWN"]
 
 aten = torch.ops.aten
 
@@ -109,6 +109,67 @@ def _adaptive_avg_pool3d(x: Tensor, size: list[int]) -> Tensor:
     return deep.reshape(*x.shape[:-3], depth, height, width)
 
 
+def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The largest element of each window, and its place; windows of one size are repeats of their last element."""
+    rank = len(size)
+    sizes = x.shape[-rank:]
+    if all(isinstance(n, int) and n > 0 and o > 0 and n % o == 0 for n, o in zip(sizes, size, strict=True)):
+        pool = aten.max_pool2d_with_indices if rank == 2 else aten.max_pool3d_with_indices
+        window = [n // o for n, o in zip(sizes, size, strict=True)]
+        values, places = pool(x, window, window)
+        return values, places
+    at: list[Tensor] = []
+    flat = torch.zeros((), dtype=torch.long, device=x.device)
+    for d, (n, o) in enumerate(zip(sizes, size, strict=True)):
+        outer = torch.arange(o, device=x.device)
+        begin, end = outer * n // o, ((outer + 1) * n + o - 1) // o
+        inner = torch.arange(n // o + 2, device=x.device)
+        index = torch.minimum(begin[:, None] + inner, end[:, None] - 1)
+        shape = [1] * (2 * rank)
+        shape[d], shape[rank + d] = index.shape
+        at.append(index.reshape(shape))
+        flat = flat * n + at[-1]
+    values, first = aten.index.Tensor(x, [*[None] * (x.dim() - rank), *at]).flatten(-rank).max(-1)
+    places = flat.flatten(-rank).expand(*first.shape, -1).gather(-1, first[..., None])
+    return values, places.squeeze(-1)
+
+
+def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    """Go on with the other end of a dimension, for which torch would write into slices; other modes are left to it.
+
+    Amounts begin with those of the last dimension.
+    """
+    if mode != "circular":
+        return NotImplemented
+    for k in range(len(pad) // 2):
+        before, after = pad[2 * k : 2 * k + 2]
+        cut = max(-before, 0)  # what is cut off does not come back at the other end
+        n = x.shape[-1 - k] - cut - max(-after, 0)
+        index = torch.arange(-max(before, 0), n + max(after, 0), device=x.device) % n + cut
+        x = x.index_select(-1 - k, index)
+    return x
+
+
+def _trilinear(
+    a: Tensor, b: Tensor, c: Tensor, expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int],
+    summed: Sequence[int], _: int = 1,
+) -> Tensor:  # fmt: skip
+    """The product of three tensors, each with new dimensions, summed over some."""
+    for d in expand_a:
+        a = a.unsqueeze(d)
+    for d in expand_b:
+        b = b.unsqueeze(d)
+    for d in expand_c:
+        c = c.unsqueeze(d)
+    return (a * b * c).sum(list(summed)) if summed else a * b * c
+
+
+def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
+    """The distances of all pairs of rows, the first row's first."""
+    first, second = torch.triu_indices(x.shape[0], x.shape[0], 1, device=x.device)
+    return torch.linalg.vector_norm(x[first] - x[second], p, -1)
+
+
 def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """Put the elements of `source`, in their order, where the mask is true; either is spread."""
     x, mask = torch.broadcast_tensors(x, mask)
@@ -182,6 +243,10 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
     aten.masked_scatter.default: _masked_scatter,
     aten.nll_loss.default: _nll_loss,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+    aten.adaptive_max_pool3d.default: _adaptive_max_pool,
+    aten._trilinear.default: _trilinear,
+    aten._pdist_forward.default: _pdist,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attend,
     # Written in Python; not every release of torch has them.
     **{
@@ -191,3 +256,6 @@ OWN: dict[Any, Callable[..., Any]] = {
     },
 }
 """Operator -> function of the same arguments in other operators of torch."""
+
+COMPOSITES: dict[Any, Callable[..., Any]] = {aten.pad.default: _pad}
+"""Likewise for operators that torch itself takes apart into others; NotImplemented leaves it to that."""
