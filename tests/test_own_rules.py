@@ -6,6 +6,8 @@ from against_eager import assert_as_eager
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from specqd.errors import CodegenError
+
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_of_embeddings(tmp_path, rng, mode):
@@ -70,3 +72,11 @@ def test_products_of_three_and_distances(tmp_path, rng):
         return F.bilinear(a, b, weight, bias), *distances
 
     assert_as_eager(tmp_path, functions, a, b, weight, bias)
+
+
+def test_statistics_that_are_written_are_refused_as_that(tmp_path, rng):
+    def norm(x, mean, variance):
+        return F.instance_norm(x, mean, variance, use_input_stats=True)
+
+    with pytest.raises(CodegenError, match="writes into an input"):
+        assert_as_eager(tmp_path, norm, torch.randn(2, 3, 4, generator=rng), torch.zeros(3), torch.ones(3))
