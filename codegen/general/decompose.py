@@ -14,7 +14,7 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from specqd.codegen.general.rules import OWN
+from specqd.codegen.general.rules import COMPOSITES, OWN
 from specqd.errors import CodegenError
 from specqd.program import Entry, Program
 
@@ -63,6 +63,9 @@ class _Runner(fx.Interpreter):
         # Called as an operator it would give a plain number, and so fix the size.
         if target is aten.sym_size.int:
             return args[0].shape[args[1]]
+        # Operators that are made of others come apart before a table of rules is asked.
+        if target in COMPOSITES and (found := COMPOSITES[target](*args, **kwargs)) is not NotImplemented:
+            return found
         # How a convolution's result would lie in memory depends on sizes; what it holds does not, beyond what its
         # capture has asked of them.
         convolves = "conv" in str(target)

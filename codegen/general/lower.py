@@ -284,6 +284,10 @@ def _refuse(lowering: Lowering, node: fx.Node, *_: Any, **__: Any) -> Any:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags:
         raise CodegenError("it draws random numbers, which cannot be compiled")
+    if node.target is torch.ops.aten.copy_.default:
+        raise CodegenError(
+            "it writes into an input, a weight or a view; give what it writes as an output instead"
+        )
     if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
         raise CodegenError("what it gives has a shape, or is a number, that is only known once the data is")
     raise CodegenError("there is no rule for this operator")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 from torch._decomp import decomposition_table
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["OWN"]
+with contextlib.suppress(ImportError):
+    import torch.nn.modules.linear_cross_entropy
+
+__all__ = ["COMPOSITES", "OWN"]
 
 aten = torch.ops.aten
 
@@ -105,18 +109,153 @@ def _adaptive_avg_pool3d(x: Tensor, size: list[int]) -> Tensor:
     return deep.reshape(*x.shape[:-3], depth, height, width)
 
 
+def _adaptive_max_pool(x: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The largest element of each window, and its place; windows of one size are repeats of their last element."""
+    rank = len(size)
+    sizes = x.shape[-rank:]
+    if all(isinstance(n, int) and n > 0 and o > 0 and n % o == 0 for n, o in zip(sizes, size, strict=True)):
+        pool = aten.max_pool2d_with_indices if rank == 2 else aten.max_pool3d_with_indices
+        window = [n // o for n, o in zip(sizes, size, strict=True)]
+        values, places = pool(x, window, window)
+        return values, places
+    at: list[Tensor] = []
+    flat = torch.zeros((), dtype=torch.long, device=x.device)
+    for d, (n, o) in enumerate(zip(sizes, size, strict=True)):
+        outer = torch.arange(o, device=x.device)
+        begin, end = outer * n // o, ((outer + 1) * n + o - 1) // o
+        inner = torch.arange(n // o + 2, device=x.device)
+        index = torch.minimum(begin[:, None] + inner, end[:, None] - 1)
+        shape = [1] * (2 * rank)
+        shape[d], shape[rank + d] = index.shape
+        at.append(index.reshape(shape))
+        flat = flat * n + at[-1]
+    values, first = aten.index.Tensor(x, [*[None] * (x.dim() - rank), *at]).flatten(-rank).max(-1)
+    places = flat.flatten(-rank).expand(*first.shape, -1).gather(-1, first[..., None])
+    return values, places.squeeze(-1)
+
+
+def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    """Go on with the other end of a dimension, for which torch would write into slices; other modes are left to it.
+
+    Amounts begin with those of the last dimension.
+    """
+    if mode != "circular":
+        return NotImplemented
+    for k in range(len(pad) // 2):
+        before, after = pad[2 * k : 2 * k + 2]
+        cut = max(-before, 0)  # what is cut off does not come back at the other end
+        n = x.shape[-1 - k] - cut - max(-after, 0)
+        index = torch.arange(-max(before, 0), n + max(after, 0), device=x.device) % n + cut
+        x = x.index_select(-1 - k, index)
+    return x
+
+
+def _trilinear(
+    a: Tensor, b: Tensor, c: Tensor, expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int],
+    summed: Sequence[int], _: int = 1,
+) -> Tensor:  # fmt: skip
+    """The product of three tensors, each with new dimensions, summed over some."""
+    for d in expand_a:
+        a = a.unsqueeze(d)
+    for d in expand_b:
+        b = b.unsqueeze(d)
+    for d in expand_c:
+        c = c.unsqueeze(d)
+    return (a * b * c).sum(list(summed)) if summed else a * b * c
+
+
+def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
+    """The distances of all pairs of rows, the first row's first."""
+    first, second = torch.triu_indices(x.shape[0], x.shape[0], 1, device=x.device)
+    return torch.linalg.vector_norm(x[first] - x[second], p, -1)
+
+
 def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
-    """Put the elements of `source`, in their order, where the mask is true."""
-    mask = mask.expand_as(x)
+    """Put the elements of `source`, in their order, where the mask is true; either is spread."""
+    x, mask = torch.broadcast_tensors(x, mask)
     places = (mask.reshape(-1).cumsum(0) - 1).clamp_min(0).reshape(x.shape)
     return torch.where(mask, source.reshape(-1)[places.where(mask, 0)], x)
 
 
+def _embedding_bag(
+    weight: Tensor, indices: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False, mode: int = 0,
+    sparse: bool = False, per_sample_weights: Tensor | None = None, include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> tuple[Tensor, Tensor, Tensor, None]:  # fmt: skip
+    """Sum (mode 0), average (1) or take the largest (2) of the rows of each bag; the offsets say where bags begin.
+
+    What only a gradient of the maximum needs, the last result, is left out.
+    """
+    begins = (offsets[:-1] if include_last_offset else offsets).long()
+    bags, length = begins.shape[0], indices.shape[0]
+    # How many bags have begun by a position; one more position for empty bags at the end.
+    steps = begins.new_zeros(length + 1).scatter_add(0, begins, torch.ones_like(begins))
+    bag = steps.cumsum(0)[:length] - 1
+    counted = (indices != padding_idx).to(torch.long)
+    counts = torch.zeros_like(begins).scatter_add(0, bag, counted)
+    rows, result = F.embedding(indices, weight), weight.new_zeros(bags, weight.shape[1])
+    if mode == 2:
+        rows = rows.where(counted[:, None] > 0, float("-inf"))
+        largest = result.scatter_reduce(0, bag[:, None].expand_as(rows), rows, "amax", include_self=False)
+        return largest.where(counts[:, None] > 0, 0.0), bag, counts, None
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights[:, None]
+    sums = result.index_add(0, bag, rows.where(counted[:, None] > 0, 0.0))
+    return (sums / counts.clamp_min(1)[:, None] if mode == 1 else sums), bag, counts, None
+
+
+def _nll_loss(
+    x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1, ignore_index: int = -100
+) -> Tensor:
+    """The likelihood of classes, reduced by the operator's numbers, which torch's own rule takes for others."""
+    found: Tensor = aten.nll_loss_forward.default(x, target, weight, reduction, ignore_index)[0]
+    return found
+
+
+def _linear_cross_entropy(
+    x: Tensor, linear: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None, reduction: str,
+    ignore_index: int, label_smoothing: float, *_: Any,
+) -> tuple[Tensor, None, None, None]:  # fmt: skip
+    """A loss whose operator goes through rows in chunks and computes gradients on the way, which are left out."""
+    loss = F.cross_entropy(
+        F.linear(x, linear, bias), target, weight, reduction=reduction, ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
+    return loss, None, None, None
+
+
+def _linear_cross_entropy_by_row(
+    x: Tensor, linear: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None, ignore_index: int, *_: Any
+) -> Tensor:  # fmt: skip
+    return _linear_cross_entropy(x, linear, target, bias, weight, "none", ignore_index, 0.0)[0]
+
+
+_OF_TORCH_NN: dict[str, Callable[..., Any]] = {
+    "_linear_cross_entropy_batch_chunked": _linear_cross_entropy,
+    "_linear_cross_entropy_batch_chunked_no_reduction": _linear_cross_entropy_by_row,
+}
+
 OWN: dict[Any, Callable[..., Any]] = {
+    aten._embedding_bag.default: _embedding_bag,
+    aten._embedding_bag_forward_only.default: _embedding_bag,
     aten._native_multi_head_attention.default: _attention,
     aten._transformer_encoder_layer_fwd.default: _encoder_layer,
     aten._adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
     aten.masked_scatter.default: _masked_scatter,
+    aten.nll_loss.default: _nll_loss,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+    aten.adaptive_max_pool3d.default: _adaptive_max_pool,
+    aten._trilinear.default: _trilinear,
+    aten._pdist_forward.default: _pdist,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attend,
+    # Written in Python; not every release of torch has them.
+    **{
+        getattr(torch.ops.torch_nn, name).default: rule
+        for name, rule in _OF_TORCH_NN.items()
+        if hasattr(torch.ops.torch_nn, name)
+    },
 }
 """Operator -> function of the same arguments in other operators of torch."""
+
+COMPOSITES: dict[Any, Callable[..., Any]] = {aten.pad.default: _pad}
+"""Likewise for operators that torch itself takes apart into others; NotImplemented leaves it to that."""
