@@ -71,6 +71,9 @@ _AS_THEY_ARE = {
     "swin": ("image_size", "patch_size"),
 }
 
+#: what an architecture has no default for
+_NEEDED = {"esm": {"vocab_size": 33, "pad_token_id": 0, "mask_token_id": 32}}
+
 
 class _Tensors(nn.Module):
     """A model of transformers with fixed options, and the tensors among its outputs."""
@@ -104,7 +107,8 @@ def transformers_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, .
     mend_torchvision()
     import transformers
 
-    config = transformers.CONFIG_MAPPING[name](**({"vocab_size": 33} if name == "esm" else {}))
+    config = transformers.CONFIG_MAPPING[name](**_NEEDED.get(name, {}))
+    config.architectures = config.architectures or []  # of several, the first
     for key, value in _TINY.items():
         if isinstance(getattr(config, key, None), type(value)) and key not in _AS_THEY_ARE.get(name, ()):
             setattr(config, key, value)

@@ -284,6 +284,8 @@ def _refuse(lowering: Lowering, node: fx.Node, *_: Any, **__: Any) -> Any:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags:
         raise CodegenError("it draws random numbers, which cannot be compiled")
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        dtype_of(node.meta["val"].dtype)  # a dtype that is not compiled says more than its operator
     if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
         raise CodegenError("what it gives has a shape, or is a number, that is only known once the data is")
     raise CodegenError("there is no rule for this operator")
