@@ -65,7 +65,7 @@ _TINY = {
 
 #: sizes that an architecture needs as they are, or does not let be set
 _AS_THEY_ARE = {
-    "convnext": ("patch_size",),
+    "convnext": ("patch_size", "num_hidden_layers"),
     "falcon": ("head_dim",),
     "funnel": ("num_hidden_layers",),
     "swin": ("image_size", "patch_size"),
