@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
-from typing import Any
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -62,11 +65,14 @@ _TINY = {
 
 #: sizes that an architecture needs as they are, or does not let be set
 _AS_THEY_ARE = {
-    "convnext": ("patch_size",),
+    "convnext": ("patch_size", "num_hidden_layers"),
     "falcon": ("head_dim",),
     "funnel": ("num_hidden_layers",),
     "swin": ("image_size", "patch_size"),
 }
+
+#: what an architecture has no default for
+_NEEDED = {"esm": {"vocab_size": 33, "pad_token_id": 0, "mask_token_id": 32}}
 
 
 class _Tensors(nn.Module):
@@ -86,6 +92,8 @@ class _Tensors(nn.Module):
 def timm_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
     """Make one case of timm's, at the size it was made for."""
     mend_torchvision()
+    if importlib.util.find_spec("torchvision") is None:
+        sys.meta_path.append(_NoTorchvision())
     import timm
 
     torch.manual_seed(0)
@@ -99,7 +107,8 @@ def transformers_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, .
     mend_torchvision()
     import transformers
 
-    config = transformers.CONFIG_MAPPING[name](**({"vocab_size": 33} if name == "esm" else {}))
+    config = transformers.CONFIG_MAPPING[name](**_NEEDED.get(name, {}))
+    config.architectures = config.architectures or []  # of several, the first
     for key, value in _TINY.items():
         if isinstance(getattr(config, key, None), type(value)) and key not in _AS_THEY_ARE.get(name, ()):
             setattr(config, key, value)
@@ -140,3 +149,35 @@ def mend_torchvision() -> None:
             "qnms(Tensor a, Tensor b, float c) -> Tensor",
         ):
             torch.library.define(f"torchvision::{schema.partition('(')[0]}", f"({schema.partition('(')[2]}")
+
+
+class _Name(type):
+    """A class that has any attribute, each a class of its own."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        setattr(cls, name, _Name(name, (nn.Module,), {}))
+        return getattr(cls, name)
+
+
+class _Absent(ModuleType):
+    """A module of torchvision's names, none of which does anything."""
+
+    __path__: ClassVar[list[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_Name(self.__name__, (), {}), name)
+
+
+class _NoTorchvision:
+    """Answers `import torchvision...` where it is not installed: timm's models import names of it, and use none."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == "torchvision" else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Absent(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ from specqd.program import Program
 from .exported import demand_pure, functional, names_and_tensors, program_of
 
 __all__ = ["capture_module"]
+
+#: what torch.export says of every recurrent layer, whose parameters lie in a list besides; it puts that list back
+_LISTED = r"The tensor attributes? (self\.\S*_flat_weights\[\d+\](, )?)+ (was|were) assigned during export"
 
 
 def capture_module(module: nn.Module, example_inputs: tuple[Any, ...], dynamic_shapes: Any = None) -> Program:
@@ -60,7 +64,8 @@ def capture_module(module: nn.Module, example_inputs: tuple[Any, ...], dynamic_s
 def _export(module: nn.Module, example: tuple[Any, ...], dynamic: Any) -> ExportedProgram:
     kind = type(module).__name__
     try:
-        with torch.no_grad(), _evaluating(module):
+        with torch.no_grad(), _evaluating(module), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _LISTED, UserWarning)
             exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
             exported = functional(exported)
     except CaptureError:

@@ -288,6 +288,8 @@ def _refuse(lowering: Lowering, node: fx.Node, *_: Any, **__: Any) -> Any:
         raise CodegenError(
             "it writes into an input, a weight or a view; give what it writes as an output instead"
         )
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        dtype_of(node.meta["val"].dtype)  # a dtype that is not compiled says more than its operator
     if torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
         raise CodegenError("what it gives has a shape, or is a number, that is only known once the data is")
     raise CodegenError("there is no rule for this operator")

@@ -42,6 +42,11 @@ def dtype_of(dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
     if name == "bfloat16":  # TVM's own rules for it end the process on some functions
         raise CodegenError("bfloat16 is not compiled yet; convert the module to float32")
+    if name.startswith("complex"):
+        raise CodegenError(
+            f"complex numbers ({name}) are not compiled: write it with real and imaginary parts, each a tensor of its "
+            "own, or leave this part of the model to eager torch"
+        )
     if name not in (*FLOATS, *functions.INTEGERS, "bool", "float16"):
         raise CodegenError(f"the dtype {name} cannot be compiled")
     return name
