@@ -41,7 +41,7 @@ def capture(
     if example_inputs is None:
         if dynamic_shapes is not None:
             raise InputError(
-                "sizes can be given for an .onnx file, and as dynamic_shapes beside example_inputs; leave them out"
+                "sizes can be given for an .onnx file, and dynamic_shapes needs example_inputs; leave them out"
             )
         if isinstance(source, str | Path) and Path(source).suffix == ".pt2":
             from .exported import read_exported
