@@ -26,7 +26,7 @@ from specqd.runtime.model import Model, load
 
 _PAGES = ("docs/architecture.md", "benchmarks/README.md", "README.md", "docs/write-a-pass.md")
 _PLAN = "target <- draft@fixed:{}"
-_PREFILLS = 3  # pairs of prompts, read with and without a selection
+_PREFILLS = 2  # pairs of prompts, read with and without a selection
 Sample = dict[str, Any]
 
 
