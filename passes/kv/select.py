@@ -37,10 +37,10 @@ class SelectKV(Pass):
        selection, the newest ones. The output is that of the model with this cache, and speculation leaves it so.
     2. On a draft that shares the target's cache: the target keeps everything, and the draft attends to the selected
        blocks only. The output cannot change. Layers may keep different numbers of them (pyramidkv).
-    3. Refused: an entry without a cache, one whose format rounds whole blocks (int4), layers with a sliding window
-       (slots would no longer say how far a position is away), a draft with a cache of its own, a program in which
-       something is selected already, an entry named observer, and in the target a method that gives layers sizes of
-       their own.
+    3. Refused: an entry without a cache, one that rounds whole blocks (int4, or recent positions in BF16), layers with
+       a sliding window (slots would no longer say how far a position is away), a draft with a cache of its own, a
+       program in which something is selected already, an entry named observer, and in the target a method that gives
+       layers sizes of their own.
 
     Attributes:
         method: how to score: a name of `specqd.selection` whose methods need no more than what slots received, and the
