@@ -247,7 +247,7 @@ def test_values_of_float32_stay_what_they_are_beside_int4_keys():
     ("name", "choice"),
     [
         ("group of 8, heads of 64", "int4"),
-        ("all at once", "int4, 32 recent"),
+        pytest.param("all at once", "int4, 32 recent", marks=EXTENDED),
         ("wide values, odd capacity", "int4, rotated"),
         ("odd heads", "int8 keys, int4 values"),
         ("group of 8, heads of 64", "turbo, 32 recent"),

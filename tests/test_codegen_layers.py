@@ -90,7 +90,7 @@ def test_the_longest_run_of_alike_layers_becomes_the_loop(
     ("name", "entry"),
     [
         ("first and last differ", "draft"),
-        ("alternating and a rest", "target"),
+        pytest.param("alternating and a rest", "target", marks=EXTENDED),
         pytest.param("first and last differ", "target", marks=EXTENDED),
         pytest.param("alternating and a rest", "draft", marks=EXTENDED),
         pytest.param("some without rope", "target", marks=EXTENDED),
