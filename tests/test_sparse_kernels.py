@@ -206,3 +206,10 @@ def test_zeros_that_are_stored_have_a_reason(
     choice = choose([values], kind, TABLE[isa])
     assert re.search(why, choice.why), choice
     assert (choice.form is None) == (share < 0.2 or bool(choice.why))
+
+
+def test_a_weight_is_counted_for_each_precision_by_itself(rng: torch.Generator) -> None:
+    weight = with_zeros(1 + torch.rand(64, 64, generator=rng), "1x1", 0.5, rng).bfloat16()
+    alone = {kind: choose([weight.clone()], kind, TABLE["amx"]) for kind in ("f32", "bf16")}
+    assert alone["f32"].sizes != alone["bf16"].sizes
+    assert {kind: choose([weight], kind, TABLE["amx"]) for kind in alone} == alone

@@ -75,21 +75,21 @@ def ranked(weights: Sequence[Tensor], kind: str) -> list[Choice]:
 def _zeros(weights: Sequence[Tensor], kind: str) -> float:
     """The share of zeros; each weight is counted once."""
     for weight in weights:
-        if weight not in _ZEROS:
+        if kind not in _ZEROS.setdefault(weight, {}):
             elements = PRECISIONS[kind].elements(weight)
-            _ZEROS[weight] = 1 - int(elements.count_nonzero()) / max(elements.numel(), 1)
-    return float(sum(_ZEROS[weight] for weight in weights) / len(weights))
+            _ZEROS[weight][kind] = 1 - int(elements.count_nonzero()) / max(elements.numel(), 1)
+    return float(sum(_ZEROS[weight][kind] for weight in weights) / len(weights))
 
 
 def _sizes(weight: Tensor, kind: str) -> list[tuple[int, int, int]]:
     """Values, masks and starts of a weight in each of `FORMATS`, counted once."""
-    if weight not in _SIZES:
+    if kind not in _SIZES.setdefault(weight, {}):
         precision = PRECISIONS[kind]
         vectors = precision.vectors(weight)
         blocks, each = vectors.shape[:2]
         stored = (Stored(vectors, form, precision.paired) for form in FORMATS)
-        _SIZES[weight] = [(of.size, blocks * each, blocks) for of in stored]
-    found: list[tuple[int, int, int]] = _SIZES[weight]
+        _SIZES[weight][kind] = [(of.size, blocks * each, blocks) for of in stored]
+    found: list[tuple[int, int, int]] = _SIZES[weight][kind]
     return found
 
 
