@@ -153,6 +153,10 @@ def test_a_cache_says_how_many_bytes_it_takes():
     [
         ({"recent": 8, "keys": "int4"}, "8 recent positions are no whole blocks: give a multiple of 16"),
         ({"recent": -16, "keys": "int4"}, "-16 recent positions are no whole blocks"),
+        (
+            {"recent": 16, "keys": "keep", "values": "keep"},
+            "recent=16 is for what is rounded, and nothing is",
+        ),
         ({"keys": "int4", "rotate": True}, "rotate is for int4 values, and they are int8 here"),
     ],
 )

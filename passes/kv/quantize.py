@@ -65,6 +65,10 @@ class QuantizeKV(Pass):
             raise InputError(
                 f"{self.name}: {self.recent} recent positions are no whole blocks: give a multiple of {BLOCK}"
             )
+        if self.recent and self.lossless:
+            raise InputError(
+                f"{self.name}: recent={self.recent} is for what is rounded, and nothing is: leave it out"
+            )
         if self.rotate and self.values != "int4":
             raise InputError(
                 f"{self.name}: rotate is for int4 values, and they are {self.values} here: leave it out"
