@@ -89,7 +89,7 @@ def plot_time(rounds: Sequence[Row], file: Path) -> None:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     lengths = sorted({row["length"] for row in rounds})
-    for name in [key for key, value in rounds[0].items() if isinstance(value, dict)]:
+    for name in [key for key, value in rounds[0].items() if isinstance(value, dict) and "tokens/s" in value]:
         taken = [
             [1000 / row[name]["tokens/s"] for row in rounds if row["length"] == length] for length in lengths
         ]

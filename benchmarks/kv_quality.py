@@ -25,7 +25,7 @@ import report
 import torch
 import transformers
 from kv_model import CacheModel, Layer, Read
-from kv_plot import plot, plot_time
+from kv_plot import plot
 from kv_tasks import LONG, Sample, long_prompts, retrieval
 from kv_variants import ASKED, QUICK, VARIANTS, WINDOW, Variant, compress, named
 from torch import Tensor
@@ -74,10 +74,6 @@ def main() -> None:
     tables = kv_tables.tables(known, done.costs, dim)
     report.write(name, tables, details, kv_tables.rows(known, done.costs, dim), options)
     plot(known, dim, options.output / f"{name}.png")
-    speed = f"kv-selection-{folder.name}"
-    if (options.output / f"{speed}.json").is_file():
-        measured = json.loads((options.output / f"{speed}.json").read_text("utf-8"))
-        plot_time(measured["rounds"], options.output / f"{speed}.png")
 
 
 def _answered(rows: list[dict[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import machine
 import report
+from kv_plot import plot_time
 from subject import checkpoint, compiled
 
 from specqd.build import default_pipeline
@@ -65,7 +66,9 @@ def main() -> None:
         "cores used by other processes, at most": round(quiet.worst, 3),
     }
     rows = [row for sample in samples for row in _rows(sample, options)]
-    report.write(f"kv-selection-{folder.name}", [_table(samples)], details, samples, options, rows)
+    name = f"kv-selection-{folder.name}"
+    report.write(name, [_table(samples)], details, samples, options, rows)
+    plot_time(samples, options.output / f"{name}.png")
 
 
 def _options() -> argparse.Namespace:
