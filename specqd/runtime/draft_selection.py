@@ -73,10 +73,11 @@ class DraftSelection:
         missing, mine = np.full(self._planes, newest - first - count, np.int32), self._of(sequence)
         for planes, chosen in self._chosen(sequence, length, received, slice(first, newest), count):
             missing[planes] = newest - first - chosen.shape[1]
-            kept = [np.broadcast_to(part, (len(chosen), len(part))) for part in (main[:first], main[newest:])]
-            row = np.concatenate([kept[0], main[chosen], kept[1]], axis=1)
-            mine[planes, 0] = missing[planes] * BLOCK
-            mine[planes, 1 : 1 + row.shape[1]] = row
+            row, end = mine[planes], 1 + first + chosen.shape[1]
+            row[:, 0] = missing[planes] * BLOCK
+            row[:, 1 : 1 + first] = main[:first]
+            row[:, 1 + first : end] = main[chosen]
+            row[:, end : end + blocks - newest] = main[newest:]
         most = self._size - 1 + int(missing.min())
         self._states[sequence] = _State(tables.texts[sequence], blocks, missing, most)
 
@@ -97,10 +98,12 @@ class DraftSelection:
         stood = {name: np.broadcast_to(slots, (c.planes, length)) for name, c in observing.caches.items()}
         positions = slice(candidates.start * BLOCK, candidates.stop * BLOCK)
         most = candidates.stop - candidates.start
+        counts = {
+            name: layer_budgets(self._method, c.layers, mean * c.layers, length=most, sinks=0, recent=0)
+            for name, c in observing.caches.items()
+        }
         for name, here, observed in observing.layers(sequence, received, stood):
-            layers, begin = observed.layers, observing.caches[name].first_plane
-            counts = layer_budgets(self._method, layers, mean * layers, length=most, sinks=0, recent=0)
-            count = counts[observed.layer]
+            begin, count = observing.caches[name].first_plane, counts[name][observed.layer]
             kept = self._method.choose(observed, positions, count * BLOCK)
             pages = np.sort(kept.reshape(len(kept), count, BLOCK)[:, :, 0] // BLOCK, axis=1)
             yield slice(begin + here.start, begin + here.stop), pages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -77,11 +78,11 @@ class KVCrush(Method):
         page = self.page
         whole = scores[:, : scores.shape[1] // page * page].reshape(len(scores), -1, page)
         proxies = int(self.share * count) // page
-        pages = best(whole.sum(axis=-1), count // page - proxies)
+        pages = best(whole.sum(axis=-1) if page > 1 else scores, count // page - proxies)
         if proxies:
             codes = head_codes(scores, page)
             distances = hamming(codes, self._anchor(codes, observed.layer))
-            pages = np.array([np.append(own, _proxies(distances, own, proxies)) for own in pages])
+            pages = np.append(pages, _proxies(distances, pages, proxies), axis=1)
         tokens = (pages[:, :, None] * page + np.arange(page)).reshape(len(scores), -1)
         left = count - tokens.shape[1]
         if left:
@@ -94,7 +95,7 @@ class KVCrush(Method):
         width = codes.shape[1]
         match self.anchor:
             case "random":
-                return np.random.default_rng([self.seed, layer]).integers(0, 2, width).astype(bool)
+                return _drawn(self.seed, layer, width)
             case "mean":
                 return codes.sum(axis=0) * 2 > len(codes)
             case "inverse-mean":
@@ -120,15 +121,25 @@ def head_codes(scores: Floats, page: int = 1) -> Bits:
 def hamming(codes: Bits, anchor: Bits) -> Ints:
     """Return int32 [N]: in how many of their bits the codes [N, bits] differ from the anchor [bits]."""
     differing = np.packbits(codes, axis=1) ^ np.packbits(anchor)
-    return np.bitwise_count(differing).sum(axis=1, dtype=np.int32)
+    counts = np.zeros(len(codes), np.int32)
+    for byte in differing.T:  # there are few, and a sum over a short last axis takes several times as long
+        counts += np.bitwise_count(byte)
+    return counts
 
 
-def _proxies(distances: Ints, own: Ints, count: int) -> Ints:
-    """Return `count` of the pages that a head has not kept itself, evenly spaced in their order by distance."""
+@cache
+def _drawn(seed: int, layer: int, width: int) -> Bits:
+    return np.random.default_rng([seed, layer]).integers(0, 2, width).astype(bool)
+
+
+def _proxies(distances: Ints, kept: Ints, count: int) -> Ints:
+    """Return int32 [heads, count]: of the pages that a head has not `kept`, some evenly spaced by distance."""
     # A page that it took twice would count twice in its softmax.
-    rest = np.delete(np.arange(len(distances), dtype=np.int32), own)
-    ordered = rest[np.argsort(distances[rest], kind="stable")]
-    return ordered[_evenly(len(ordered), count)]
+    free = np.ones((len(kept), len(distances)), bool)
+    np.put_along_axis(free, kept, False, axis=1)
+    ordered = np.argsort(distances, kind="stable")
+    rest = np.broadcast_to(ordered, free.shape)[free[:, ordered]].reshape(len(kept), -1)
+    return rest[:, _evenly(rest.shape[1], count)].astype(np.int32)
 
 
 def _evenly(length: int, count: int) -> npt.NDArray[np.int64]:

@@ -38,16 +38,19 @@ class SnapKV(Method):
     def score(self, observed: Observed) -> Floats:
         """Return the pooled attention; the window's tokens score above all others (section 4.1)."""
         before = pooled(observed.received[:, : observed.length - observed.window], self.kernel, self.pooling)
-        above = before.max(initial=0) + 1
-        return np.pad(before, ((0, 0), (0, observed.window)), constant_values=above)
+        scores = np.full(observed.received.shape, before.max(initial=0) + 1, np.float32)
+        scores[:, : before.shape[1]] = before
+        return scores
 
 
 def pooled(scores: Floats, kernel: int, pooling: Literal["mean", "max"]) -> Floats:
     """Pool float32 [rows, T] over `kernel` neighbours, with zeros beyond the ends."""
-    padded = np.pad(scores, ((0, 0), (kernel // 2, kernel // 2)))
+    rows, length = scores.shape
+    padded = np.zeros((rows, length + kernel - 1), np.float32)
+    padded[:, kernel // 2 : kernel // 2 + length] = scores
     # A sweep for each neighbour is several times as fast as a reduction over a short last axis.
     out = np.zeros_like(scores) if pooling == "mean" else scores.copy()
     for place in range(kernel):
-        shifted = padded[:, place : place + scores.shape[1]]
+        shifted = padded[:, place : place + length]
         (np.add if pooling == "mean" else np.maximum)(out, shifted, out=out)
     return out / np.float32(kernel) if pooling == "mean" else out
