@@ -27,7 +27,7 @@ from specqd.runtime.model import Model, load
 
 _PAGES = ("docs/architecture.md", "benchmarks/README.md", "README.md", "docs/write-a-pass.md")
 _PLAN = "target <- draft@fixed:{}"
-_PREFILLS = 2  # pairs of prompts, read with and without a selection
+_PREFILLS = 4  # pairs of prompts, read with and without a selection
 Sample = dict[str, Any]
 
 
@@ -129,16 +129,17 @@ def _round(
         tokens[name] = made.pop("made")
         sample[name] = made
     sample["prefill"] = {
-        where: quiet(lambda model=model: _added(model, text)) for where, model in models.items()
+        where: quiet(lambda model=model, by=by: _added(model, text, by))
+        for (where, model), by in zip(models.items(), (plan, None), strict=True)
     }
     sample["identical"] = tokens["plain"] == tokens["draft, all"] == tokens["draft, selected"]
     return sample
 
 
-def _added(model: Model, text: list[int]) -> float:
+def _added(model: Model, text: list[int], plan: str | None) -> float:
     """What share of the time to the first token a selection adds, by turns on the same artifact."""
     pairs = [
-        [_answer(model, text, 1, None, selects)["prefill s"] for selects in (False, True)]
+        [_answer(model, text, 1, plan, selects)["prefill s"] for selects in (False, True)]
         for _ in range(_PREFILLS)
     ]
     return median(selecting / plain for plain, selecting in pairs) - 1
@@ -192,8 +193,11 @@ def _table(samples: list[Sample]) -> report.Table:
             for name in ("draft, all", "draft, selected")
         ]
         prefill = [report.spread(s["prefill"][where] for s in of_length) for where in ("draft", "target")]
-        costs = [c for s in of_length if (c := s["target, selected"]["selection"]) is not None]
-        cost = report.spread(costs) if costs else None
+        costs = [
+            [s[f"{where}, selected"]["selection"] for s in of_length if s[f"{where}, selected"]["selection"]]
+            for where in ("draft", "target")
+        ]
+        spreads = [report.spread(one) if one else None for one in costs]
         rows.append(
             [
                 str(length),
@@ -201,15 +205,15 @@ def _table(samples: list[Sample]) -> report.Table:
                 gain.show(2),
                 " / ".join(f"{one.median:.3f}" for one in accepted),
                 " / ".join(f"{one.median:+.1%}" for one in prefill),
-                f"{cost.median:.2%}" if cost else "none came",
+                " / ".join(f"{one.median:.2%}" if one else "none" for one in spreads),
             ]
         )
-        figures[str(length)] = {"gain": gain, "prefill": prefill[-1], "selection": cost, **rates}
+        figures[str(length)] = {"gain": gain, "prefill": prefill[-1], "selection": spreads[-1], **rates}
     title = "Tokens/s after a text of so many tokens, median over the rounds (lowest-highest):"
     head = [
         "tokens", "plain", "draft sees all", "draft sees the selected", "target keeps the selected",
         "selected / all", "acceptance, all / selected", "added to the prompt's time, draft / target",
-        "selections, of the time",
+        "selections, of the time, draft / target",
     ]  # fmt: skip
     return report.Table(title, head, rows, figures)
 

@@ -75,7 +75,8 @@ def test_a_plan_is_text_that_round_trips(plan: str):
     [
         ("", "does not begin with the name of an entry"),
         ("target <- ", "has a level ''"),
-        ("target <- draft:3", "write `entry@rule` or `suffix:N@rule`"),
+        ("target <- draft:3", "write `entry@rule`, `entry:whole@rule` or `suffix:N@rule`"),
+        ("target <- suffix:whole", "write `entry@rule`, `entry:whole@rule` or `suffix:N@rule`"),
         ("target <- draft@sometimes", "no draft-length rule 'sometimes'"),
         ("target <- draft@fixed:0", "no draft-length rule 'fixed:0'"),
         ("target <- suffix <- draft", "drafts for a search"),

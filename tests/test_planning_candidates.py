@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from specqd.errors import InputError
-from specqd.planning.candidates import chains, variants
+from specqd.planning.candidates import chains, seeing_all, variants
 from specqd.planning.costs import PassCosts
 from specqd.planning.prediction import Predictor
 from specqd.planning.prompt_file import MOST, builtin_prompts, read_prompts
@@ -58,6 +58,14 @@ def test_variants_differ_in_one_link_and_can_be_read():
             for d, level in enumerate(plan.levels):
                 for p, link in enumerate(level):
                     assert (link == other.levels[d][p]) == ((d, p) != (depth, place))
+
+
+def test_a_level_that_sees_all_and_the_rest_as_it_was():
+    plan = Plan.parse("target <- suffix:3 | draft@fixed:3 <- other")
+    found = seeing_all(plan, "draft")
+    assert str(found) == "target <- suffix:3@adaptive | draft:whole@fixed:3 <- other@adaptive"
+    assert Plan.parse(str(found)) == found == seeing_all(found, "draft")
+    assert seeing_all(plan, "target") == plan
 
 
 @pytest.mark.parametrize(("agreed", "best"), [(2, "fixed:2"), (3, "fixed:3"), (5, "fixed:5"), (8, "fixed:8")])

@@ -14,6 +14,7 @@ from compiled import llama, with_bf16_activations
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import specqd
+from specqd.artifact import open_artifact
 from specqd.build import compile_model, default_pipeline
 from specqd.cli import main
 from specqd.codegen import library
@@ -22,6 +23,7 @@ from specqd.errors import InputError
 from specqd.frontends import capture
 from specqd.manifest import BLOCK, OBSERVER
 from specqd.passes import Pipeline
+from specqd.planning.tuning import tune
 from specqd.reference import Interpreter, inputs, new_caches, run
 from specqd.runtime.batch import Batch
 from specqd.runtime.cpu import cpu_features
@@ -94,6 +96,32 @@ def test_a_draft_that_sees_less_changes_nothing(of_draft: Path, length: int, pla
     assert answer(model, prompt(length), 150, plan) == plain
     model.engine.schedule = lambda: None  # type: ignore[method-assign]
     assert answer(model, prompt(length), 150, None) == plain
+
+
+def test_nothing_is_selected_for_a_plan_that_has_no_use_for_it(of_draft: Path, of_target: Path) -> None:
+    model, selections = specqd.load(of_draft, 2), []
+    select = model.engine._selection.select
+    model.engine._selection.select = lambda *given: selections.append(given) or select(*given)
+    plain = answer(model, prompt(200), 100, None)
+    assert answer(model, prompt(200), 100, "target <- draft:whole@fixed:3") == plain and not selections
+    assert answer(model, prompt(200), 100, "target <- draft@fixed:3") == plain and selections
+    with pytest.raises(
+        InputError, match="asks for draft:whole, and it is target that positions are selected"
+    ):
+        answer(specqd.load(of_target, 2), prompt(5), 2, "target <- draft:whole")
+
+
+def test_tuning_tries_the_best_plans_with_a_draft_that_sees_all_too(of_draft: Path) -> None:
+    def tried(length: int) -> set[str]:
+        prompts = [prompt(length, seed) for seed in range(4)]  # some are answered with the end of sequence
+        trials = tune(of_draft, prompts, new_tokens=8, raw=True, store=False).trials
+        return {trial.plan for trial in trials}
+
+    above = open_artifact(of_draft).manifest.selection.above
+    assert not any(":whole" in plan for plan in tried(above - 20))
+    plans = tried(above + 20)
+    assert 1 <= sum("draft:whole" in plan for plan in plans) <= 2
+    assert {plan.replace(":whole", "") for plan in plans} <= plans
 
 
 @pytest.mark.parametrize("length", [5, 64, 65, 110, 500])

@@ -8,7 +8,7 @@ from itertools import permutations, product
 
 from specqd.runtime.plan import Link, Plan
 
-__all__ = ["chains", "variants"]
+__all__ = ["chains", "seeing_all", "variants"]
 
 _DEEPEST = 2  # drafts below each other, searches aside
 _SEARCH = Link("suffix", 3, "adaptive")
@@ -47,3 +47,12 @@ def variants(plan: Plan, depth: int, place: int) -> Iterator[Plan]:
         if other != link:
             level = (*plan.levels[depth][:place], other, *plan.levels[depth][place + 1 :])
             yield Plan(plan.target, (*plan.levels[:depth], level, *plan.levels[depth + 1 :]))
+
+
+def seeing_all(plan: Plan, entry: str) -> Plan:
+    """Return the plan with the level of that name, if there is one, attending to the whole cache."""
+    levels = (
+        tuple(replace(link, whole=True) if link.name == entry else link for link in level)
+        for level in plan.levels
+    )
+    return Plan(plan.target, tuple(levels))

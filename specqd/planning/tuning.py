@@ -10,7 +10,7 @@ from statistics import median
 
 from specqd.artifact import demand_writable, store_plan
 from specqd.errors import InputError
-from specqd.planning.candidates import chains
+from specqd.planning.candidates import chains, seeing_all
 from specqd.planning.costs import Stopwatch
 from specqd.planning.levels import LevelCost, level_costs
 from specqd.planning.prediction import Predictor
@@ -24,6 +24,9 @@ __all__ = ["Tuned", "observe", "run_beside", "tune"]
 Progress = Callable[[str, int, int], None]
 
 _TRIED = 6  # plans that are run, besides the artifact's own
+_BOTH_WAYS = (
+    2  # of those, plans that are also run with drafts that see all, if positions are selected for one
+)
 _REPEATS = 12  # of the timing of each kind of pass, before the search and again between the trials
 _ROOM = 16  # positions beyond an answer: a verify pass may reach there
 _PAYS = 1.02  # times plain decoding; less is noise
@@ -79,6 +82,9 @@ def tune(
     best = predictor.best(shapes, _TRIED, lambda done, of: tell("playing plans", done, of))
     considered = predictor.considered
     tried = dict.fromkeys([Plan(predictor.target), *best, model.plan])
+    selection = model.engine.manifest.selection
+    if selection and any(len(text) + new_tokens > selection.above for text in texts):
+        tried |= dict.fromkeys(seeing_all(plan, selection.entry) for plan in best[:_BOTH_WAYS])
     rates, predictor = run_beside(model, predictor, watch, list(tried), tell)
     trials = compare(predictor, rates)
     winner = max(trials, key=lambda trial: trial.measured)

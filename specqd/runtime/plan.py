@@ -4,8 +4,9 @@
 
 Read from the left, each level is drafted for by the next. `a | b` asks `b` only when `a` proposes nothing; levels
 further right draft for the last compiled alternative. A level is an entry of the artifact, or `suffix:N`, which
-looks the text up for where its last N tokens or more occurred before. `@rule` says how many tokens it is asked for
-(see specqd.runtime.drafting.length_rule).
+looks the text up for where its last N tokens or more occurred before; `draft:whole` attends to the whole cache though
+the artifact selects positions for it (passes/kv/select.py). `@rule` says how many tokens it is asked for (see
+specqd.runtime.drafting.length_rule).
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from specqd.runtime.choosing import Chooser
 from specqd.runtime.drafting import DraftLength, length_rule
 from specqd.runtime.levels import Looked, Source, Verifier
 from specqd.runtime.lookup import SuffixLookup
+from specqd.runtime.selecting import Schedule
 
 __all__ = ["SEARCH", "Link", "Plan", "Rules"]
 
-_LINK = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<least>\d+))?(?:@(?P<rule>[a-z]+(?::[\d.]+)?(?:/\d+)?))?")
+_LINK = re.compile(
+    r"(?P<name>[A-Za-z_]\w*)(?::(?P<least>\d+)|:(?P<whole>whole))?(?:@(?P<rule>[a-z]+(?::[\d.]+)?(?:/\d+)?))?"
+)
 SEARCH = "suffix"
 """The name of the level that looks the text up."""
 
@@ -32,11 +36,15 @@ _USUAL = 3  # tokens that must recur, unless the plan says otherwise
 
 @dataclass(frozen=True)
 class Link:
-    """One level: an entry, or a search with the fewest tokens that must recur; and its draft-length rule."""
+    """One level: an entry, or a search with the fewest tokens that must recur; and its draft-length rule.
+
+    `whole`: the entry attends to everything, also where positions are selected for it.
+    """
 
     name: str
     least: int | None = None
     rule: str = "adaptive"
+    whole: bool = False
 
     @property
     def searches(self) -> bool:
@@ -45,7 +53,8 @@ class Link:
 
     def __str__(self) -> str:
         """Give the text that `Plan.parse` reads."""
-        return f"{self.name}{'' if self.least is None else f':{self.least}'}@{self.rule}"
+        how = ":whole" if self.whole else "" if self.least is None else f":{self.least}"
+        return f"{self.name}{how}@{self.rule}"
 
 
 #: draft-length rules by depth in a plan and link
@@ -149,8 +158,22 @@ class Plan:
             stop=stop,
             on_round=on_round,
             place=place,
-            schedule=engine.schedule(),
+            schedule=self._schedule(engine),
         )
+
+    def _schedule(self, engine: Entries) -> Schedule | None:
+        """Say when to select positions: never, if no level of the plan has to do with those only."""
+        schedule = engine.schedule()
+        if schedule is None:
+            return None
+        entry = schedule.selection.entry
+        links = [link for level in self.levels for link in level if not link.searches]
+        wrong = next((link.name for link in links if link.whole and link.name != entry), None)
+        if wrong is not None:
+            raise InputError(
+                f"the plan asks for {wrong}:whole, and it is {entry} that positions are selected for: write {wrong}"
+            )
+        return schedule if entry in {self.target, *(link.name for link in links if not link.whole)} else None
 
     def _shares(self, engine: Entries) -> dict[Link, bool]:
         """Say which compiled level works on the cache of the one that asks it."""
@@ -177,10 +200,11 @@ def _last_compiled(level: tuple[Link, ...]) -> Link | None:
 
 def _link(text: str, plan: str) -> Link:
     found = _LINK.fullmatch(text.strip())
-    if found is None or (found["least"] and found["name"] != SEARCH):
+    if found is None or found["whole" if found["name"] == SEARCH else "least"]:
         raise InputError(
-            f"the plan {plan!r} has a level {text.strip()!r}; write `entry@rule` or `suffix:N@rule`"
+            f"the plan {plan!r} has a level {text.strip()!r}; write `entry@rule`, `entry:whole@rule` or "
+            "`suffix:N@rule`"
         )
     rule = found["rule"] or "adaptive"
     length_rule(rule)
-    return Link(found["name"], int(found["least"]) if found["least"] else None, rule)
+    return Link(found["name"], int(found["least"]) if found["least"] else None, rule, bool(found["whole"]))
