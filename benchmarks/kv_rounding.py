@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import torch
 from kv_model import Layer
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from specqd.cache_formats import FORMATS as CACHE_FORMATS
 from specqd.cache_formats import held
+from specqd.passes.quantize.mxfp4 import decode, encode
 
 __all__ = ["FORMATS", "Format"]
 
-_GROUP = 32  # tokens that share a scale and zero point in each channel of 4-bit keys
+_GROUP = 32  # tokens that share a scale in each channel of 4-bit keys
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,17 @@ def _asymmetric4(x: Tensor, dim: int) -> Tensor:
     return ((x - low) / scale).round().clamp(0, 15) * scale + low
 
 
-def _keys4(x: Tensor) -> Tensor:
-    """Round keys for each channel over groups of tokens; the last, partial group stays as it is (KIVI)."""
+def _by_channel(x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    """Round each channel over groups of tokens, `[..., tokens]`; the last, partial group stays as it is (KIVI)."""
     heads, length, dim = x.shape
     whole = length // _GROUP * _GROUP
-    groups = x[:, :whole].reshape(heads, -1, _GROUP, dim)
-    return torch.cat([_asymmetric4(groups, 2).reshape(heads, whole, dim), x[:, whole:]], dim=1)
+    groups = rounded(x[:, :whole].reshape(heads, -1, _GROUP, dim).transpose(2, 3))
+    return torch.cat([groups.transpose(2, 3).reshape(heads, whole, dim), x[:, whole:]], dim=1)
+
+
+def _mxfp4(x: Tensor) -> Tensor:
+    """Cast blocks of 32 along the last dimension, with the scale of the least error."""
+    return decode(*encode(F.pad(x, (0, -x.shape[-1] % 32)), "search"))[..., : x.shape[-1]]
 
 
 # By format, with the bits of scales and zero points spread over the elements of a head of D dimensions.
@@ -58,7 +65,12 @@ FORMATS: Mapping[str, Format] = {
     "int8": _held("int8", "int8"),
     "int4": Format(
         lambda dim: 4 + (32 / _GROUP + 32 / dim) / 2,
-        lambda layer: Layer(_keys4(layer.keys), _asymmetric4(layer.values, 2)),
+        lambda layer: Layer(
+            _by_channel(layer.keys, lambda x: _asymmetric4(x, -1)), _asymmetric4(layer.values, -1)
+        ),
+    ),
+    "mxfp4": Format(
+        lambda dim: 4 + 8 / 32, lambda layer: Layer(_by_channel(layer.keys, _mxfp4), _mxfp4(layer.values))
     ),
     **{
         f"turbo{keys} keys, turbo{values} values": _held(f"turbo{keys}", f"turbo{values}")

@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from specqd.cache_formats import held
+from specqd.passes.quantize.mxfp4 import decode, encode
 from specqd.selection import StreamingLLM, keep
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -133,8 +134,14 @@ def test_formats_round_within_their_steps(bench, rng):
     first = four.keys[:, :32]
     assert all(len(first[0, :, channel].unique()) <= 16 for channel in range(16))
     assert all(len(four.values[0, token].unique()) <= 16 for token in range(70))
+    wide = torch.randn(2, 70, 32, generator=rng) * 3
+    micro = bench.kv_rounding.FORMATS["mxfp4"].round(bench.kv_model.Layer(wide, wide))
+    assert torch.equal(micro.values, decode(*encode(wide, "search")))
+    assert torch.equal(micro.keys[:, 32:64], decode(*encode(wide[:, 32:64].mT, "search")).mT)
+    assert torch.equal(micro.keys[:, 64:], wide[:, 64:])
     bits = {name: form.bits(64) for name, form in bench.kv_rounding.FORMATS.items()}
     assert {name: bits[name] for name in ("bf16", "int8", "int4")} == {"bf16": 16, "int8": 8.25, "int4": 4.75}
+    assert bits["mxfp4"] == 4.25
     assert 16 / bits["turbo4 keys, turbo3 values"] == 256 / 60
     turned = bench.kv_rounding.FORMATS["turbo4 keys, turbo3 values"].round(layer)
     assert torch.equal(turned.keys, held(x, "turbo4")) and torch.equal(turned.values, held(x, "turbo3"))

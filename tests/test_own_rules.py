@@ -1,11 +1,14 @@
 """Operators that torch does not take apart, or in a form that is not compiled, against eager torch."""
 
+from itertools import product
+
 import pytest
 import torch
 from against_eager import assert_as_eager
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from specqd.codegen.general.rules import OWN
 from specqd.errors import CodegenError
 
 
@@ -72,6 +75,46 @@ def test_products_of_three_and_distances(tmp_path, rng):
         return F.bilinear(a, b, weight, bias), *distances
 
     assert_as_eager(tmp_path, functions, a, b, weight, bias)
+
+
+WAYS = tuple(product(("bilinear", "nearest"), ("zeros", "border", "reflection"), (True, False)))
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 5), (4, 1, 5), (1, 2, 1)])
+def test_places_in_volumes(rng, sizes):
+    """Inside, on corners and outside, for each way to go on there."""
+    x, grid = torch.randn(2, 3, *sizes, generator=rng), torch.randn(2, 2, 3, 4, 3, generator=rng) * 1.5
+    grid[0, 0, 0] = torch.tensor([[1.0, -1, 0], [0.5, -0.5, 0.25], [-1, 1, 1], [0, 0, 0]])
+    rule = OWN[torch.ops.aten.grid_sampler_3d.default]
+    for mode, padding, corners in WAYS:
+        numbers = ("bilinear", "nearest").index(mode), ("zeros", "border", "reflection").index(padding)
+        wanted = F.grid_sample(x, grid, mode, padding, corners)
+        torch.testing.assert_close(rule(x, grid, *numbers, corners), wanted, rtol=0, atol=1e-6)
+
+
+def test_places_in_volumes_are_compiled(tmp_path, rng):
+    x, grid = torch.randn(2, 3, 4, 2, 5, generator=rng), torch.randn(2, 2, 3, 4, 3, generator=rng) * 1.5
+
+    def read(x, grid):
+        return F.grid_sample(x, grid, "nearest", "reflection", False), F.grid_sample(
+            x, grid, align_corners=True
+        )
+
+    assert_as_eager(tmp_path, read, x, grid)
+
+
+def test_windows_at_random_places(tmp_path, rng):
+    images, volumes = torch.randn(2, 3, 9, 11, generator=rng), torch.randn(3, 8, 9, 10, generator=rng)
+    two, three = torch.rand(2, 3, 2, generator=rng), torch.rand(1, 3, 3, generator=rng)
+
+    def pool(images, volumes, two, three):
+        return (
+            *F.fractional_max_pool2d(images, (2, 3), (4, 6), return_indices=True, _random_samples=two),
+            *F.fractional_max_pool2d(images, 2, (1, 5), return_indices=True, _random_samples=two),
+            *F.fractional_max_pool3d(volumes, 2, (4, 4, 5), return_indices=True, _random_samples=three),
+        )
+
+    assert_as_eager(tmp_path, pool, images, volumes, two, three)
 
 
 def test_statistics_that_are_written_are_refused_as_that(tmp_path, rng):

@@ -12,6 +12,7 @@ from torch._decomp import decomposition_table
 from torch._decomp.decompositions import one_layer_lstm
 from torch.nn import functional as F  # noqa: N812
 
+from specqd.codegen.general.sampling_rules import SAMPLING
 from specqd.errors import CodegenError
 
 with contextlib.suppress(ImportError):
@@ -269,6 +270,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._trilinear.default: _trilinear,
     aten._pdist_forward.default: _pdist,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attend,
+    **SAMPLING,
     # Written in Python; not every release of torch has them.
     **{
         getattr(torch.ops.torch_nn, name).default: rule
