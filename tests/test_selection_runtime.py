@@ -32,7 +32,7 @@ from specqd.runtime.model import Model
 from specqd.runtime.selections import selection_of
 from specqd.selection import Observed, keep, method
 
-SIZES = "tokens=64,above=64,every=32,sinks=2,recent=16"
+SIZES = "tokens=64,above=64,every=32,window=16,sinks=2,recent=16"
 PLANS = (
     "target <- draft@fixed:3",
     "target <- draft@fixed:5 <- suffix:2@fixed:3",
@@ -315,7 +315,7 @@ def test_tova_keeps_for_all_heads_what_the_newest_query_attends_to(of_target: Pa
 
 
 def test_a_pyramid_gives_a_draft_more_of_the_lower_layers_and_changes_nothing(tmp_path: Path) -> None:
-    sizes = "tokens=112,above=112,every=32,sinks=2,recent=16"
+    sizes = "tokens=112,above=112,every=32,window=16,sinks=2,recent=16"
     artifact = made(tmp_path / "artifact", f"draft: select-kv{{method=pyramidkv,{sizes}}}")
     model = specqd.load(artifact, 2)
     engine = model.engine
@@ -413,7 +413,7 @@ def capture_llama() -> specqd.Program:
         ("window=128", "at least the window as recent"),
         ("method=kvcrush,share=2.0", "share is 2.0"),
         ("method=expected-attention", "needs queries and rope and values, which no compiled code hands out"),
-        ("method=kvcrush,scorer=tova", "kvcrush looks at the newest query alone, not at a window of 16"),
+        ("method=kvcrush,scorer=tova", "kvcrush looks at the newest query alone, not at a window of 8"),
         ("tokens=200,ratio=0.5", "give one of them"),
         ("ratio=1.0", "a ratio below 1"),
         ("every=0", "1 or more of the rest"),

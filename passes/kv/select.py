@@ -74,7 +74,7 @@ class SelectKV(Pass):
     ratio: float = 0.0
     above: int = 0
     every: int = 512
-    window: int = 16
+    window: int = 8
     sinks: int = 4
     recent: int = 64
 
