@@ -413,11 +413,11 @@ def capture_llama() -> specqd.Program:
         ("window=128", "at least the window as recent"),
         ("method=kvcrush,share=2.0", "share is 2.0"),
         ("method=expected-attention", "needs queries and rope and values, which no compiled code hands out"),
-        ("method=kvcrush,scorer=tova", "kvcrush looks at the newest query alone, not at a window of 8"),
+        ("method=kvcrush,scorer=tova", "kvcrush looks at the newest query alone: give window=1"),
         ("tokens=200,ratio=0.5", "give one of them"),
         ("ratio=1.0", "a ratio below 1"),
         ("every=0", "1 or more of the rest"),
-        ("above=-1", "0 or more sinks and above"),
+        ("above=-1", "0 or more sinks, above and window"),
     ],
 )
 def test_impossible_options_are_refused(options: str, why: str) -> None:
@@ -445,6 +445,7 @@ def test_by_default_a_draft_sees_four_times_what_it_keeps(step: str, above: int)
     program = Pipeline.parse(f"{default_pipeline(168)}, {step}")(capture_llama())
     assert program.selection is not None
     assert program.selection.above == above
+    assert program.selection.window == (8 if step.startswith("draft") else 16)
 
 
 def test_a_budget_of_too_few_megabytes_is_refused() -> None:

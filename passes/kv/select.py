@@ -56,7 +56,7 @@ class SelectKV(Pass):
         above: texts of no more positions are left whole; 0: four times what a draft keeps, since a selection costs more
             than reading that, and no more than what the target keeps.
         every: positions that come until the next selection.
-        window: latest queries that are looked at, rows of the observer.
+        window: latest queries that are looked at, rows of the observer; 0: 8 for a draft, 16 in the target.
         sinks: first positions, always kept.
         recent: newest positions, always kept.
     """
@@ -74,18 +74,22 @@ class SelectKV(Pass):
     ratio: float = 0.0
     above: int = 0
     every: int = 512
-    window: int = 8
+    window: int = 0
     sinks: int = 4
     recent: int = 64
 
     def __post_init__(self) -> None:
         """Check the sizes."""
         super().__post_init__()
-        if min(self.sinks, self.above) < 0 or min(self.every, self.window) < 1 or self.recent < self.window:
+        if (
+            min(self.sinks, self.above, self.window) < 0
+            or self.every < 1
+            or self.recent < max(1, self.window)
+        ):
             raise InputError(
                 f"{self.name}: {self.sinks} sinks, {self.recent} recent positions, a window of {self.window} and a "
-                f"selection every {self.every} above {self.above}: give 0 or more sinks and above, 1 or more of the "
-                "rest, and at least the window as recent"
+                f"selection every {self.every} above {self.above}: give 0 or more sinks, above and window, 1 or more "
+                "of the rest, and at least the window as recent"
             )
         given = [name for name in ("tokens", "mb", "ratio") if getattr(self, name)]
         if len(given) > 1 or min(self.tokens, self.mb, self.ratio) < 0 or self.ratio >= 1:
@@ -110,10 +114,7 @@ class SelectKV(Pass):
                 "also as its scorer"
             )
         if "newest" in chosen.needs and self.window != 1:
-            raise InputError(
-                f"{self.name}: {self.method} looks at the newest query alone, not at a window of {self.window}; give "
-                "window=1"
-            )
+            raise InputError(f"{self.name}: {self.method} looks at the newest query alone: give window=1")
 
     def _demand_tokens(self, tokens: int) -> None:
         if tokens <= self.sinks + self.recent:
@@ -144,15 +145,15 @@ class SelectKV(Pass):
         if reason:
             yield Refusal(output.name, reason)
             return
-        tokens = self._tokens(program)
+        tokens, in_target = self._tokens(program), entry.name == program.chain[0]
         program.selection = Selection(
             entry=entry.name,
             method=self.method,
             options=self._options(),
             tokens=tokens,
-            above=max(tokens, self.above or tokens * (1 if entry.name == program.chain[0] else 4)),
+            above=max(tokens, self.above or tokens * (1 if in_target else 4)),
             every=self.every,
-            window=self.window,
+            window=self.window or min(self.recent, 16 if in_target else 8),
             sinks=self.sinks,
             recent=self.recent,
         )
