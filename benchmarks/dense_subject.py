@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from itertools import cycle
 from statistics import median
 from typing import Any
 
@@ -33,11 +34,11 @@ PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "int8": "uint8"}
 
 
 def kernel(
-    layer: Layer, dtype: str, isa: ISA, converted: bool = False
+    layer: Layer, dtype: str, isa: ISA, converted: bool = False, weights: int = 1
 ) -> tuple[ConvSpec | GemmSpec, Callable[[int], float]]:
     """Compile our kernel with a bias; gives what runs it so many times and returns the median of the seconds.
 
-    If `converted`, from NCHW and back.
+    If `converted`, from NCHW and back. It takes one after another of so many `weights`.
     """
     ending: dict[str, Any] = {"dtype": dtype, "out_dtype": dtype, "epilogue": Epilogue(bias=True)}
     if dtype == "uint8":
@@ -64,9 +65,14 @@ def kernel(
         for i, function in enumerate(functions)
     ]
 
+    of_kernel = calls[0][1]
+    at = [buffer.name for buffer in functions[0].params].index("weight")
+    turns = cycle([of_kernel[at], *(_random(rng, functions[0].params[at]) for _ in range(weights - 1))])
+
     def run(repeats: int) -> float:
         taken = []
         for _ in range(repeats):
+            of_kernel[at] = next(turns)
             began = time.perf_counter()
             for call, arguments in calls:
                 call(*arguments)
