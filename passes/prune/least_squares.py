@@ -6,12 +6,12 @@ matrices, biases as a last column, the squared error of the outputs is trace(D G
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
 __all__ = ["adam", "corrected", "output_error", "solve"]
-
-_MEMORY = 1 << 26  # bytes of linear systems that are solved at a time
 
 
 def output_error(difference: Tensor, gram: Tensor) -> Tensor:
@@ -38,25 +38,13 @@ def solve(dense: Tensor, support: Tensor, gram: Tensor, damping: float) -> Tenso
     diagonal[:, :-1] += torch.where(added > 0, added, 1)
     wanted = dense.double() @ damped
     result = torch.zeros_like(wanted)
-    for group, system in enumerate(damped):
-        size = int(support[group].sum(1).max())
-        at_once = max(1, _MEMORY // (8 * max(size, 1) ** 2))
-        for begin in range(0, support.shape[1], at_once):
-            rows = slice(begin, begin + at_once)
-            result[group, rows] = _solved(system, wanted[group, rows], support[group, rows])
+    # One row at a time: batches would fill short supports up, and not stay in a cache.
+    for group, row in product(range(support.shape[0]), range(support.shape[1])):
+        kept = support[group, row].nonzero()[:, 0]
+        system = damped[group].index_select(0, kept).index_select(1, kept)
+        factor = torch.linalg.cholesky(system)
+        result[group, row, kept] = torch.cholesky_solve(wanted[group, row, kept, None], factor)[:, 0]
     return result
-
-
-def _solved(gram: Tensor, wanted: Tensor, support: Tensor) -> Tensor:
-    """Solve G_SS w_S = wanted_S of each row; short supports are filled up with equations x = 0."""
-    size = int(support.sum(1).max())
-    order = torch.argsort(support, dim=1, descending=True, stable=True)[:, :size]
-    real = support.gather(1, order)
-    systems = gram[order[:, :, None], order[:, None, :]] * (real[:, :, None] & real[:, None, :])
-    systems.diagonal(0, 1, 2).add_(~real)
-    right = (wanted.gather(1, order) * real)[..., None]
-    found = torch.cholesky_solve(right, torch.linalg.cholesky(systems))[..., 0]
-    return torch.zeros_like(wanted).scatter_(1, order, found)
 
 
 def corrected(dense: Tensor, pruned: Tensor, support: Tensor, gram: Tensor) -> Tensor:
