@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ Pixels = Literal["imagenet", "unit", "signed"]
 """What a pixel of 0 to 255 becomes: less ImageNet's mean, by its deviation; 0 to 1; or -1 to 1."""
 
 _BATCH = 16
+_KEPT = 1 << 27  # bytes of fractals that are kept: 891 images of 224 x 224
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LEAST_TOKENS = 128
 
@@ -142,7 +144,7 @@ class Data:
     def _images(self, wanted: Input, samples: Samples) -> _Stream:
         _, channels, *size = wanted.shape
         if self.source == "fractals":
-            count, images = samples.count, lambda: fractals(samples.count, (size[0], size[1]), samples.seed)
+            count, images = samples.count, lambda: _fractals(samples.count, (size[0], size[1]), samples.seed)
         else:
             files = image_files(Path(self.source).expanduser(), samples.count, samples.seed)
             count, images = len(files), lambda: read_images(files, (size[0], size[1]))
@@ -186,6 +188,18 @@ class Data:
                 yield tuple(inputs(entry, torch.tensor([text]), positions, new_caches(small)))
 
         return _Stream(len(texts), made)
+
+
+def _fractals(count: int, size: tuple[int, int], seed: int) -> Iterator[np.ndarray]:
+    """Make fractals, or take those that were made last: a network looks at them in less time than they take to draw."""
+    if count * size[0] * size[1] * 3 > _KEPT:
+        return fractals(count, size, seed)
+    return iter(_kept_fractals(count, size, seed))
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_fractals(count: int, size: tuple[int, int], seed: int) -> tuple[np.ndarray, ...]:
+    return tuple(fractals(count, size, seed))
 
 
 def _takes_images(wanted: Input) -> bool:
