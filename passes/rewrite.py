@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from specqd.program import Program
+from specqd.program import Entry, KVCache, Program, State
 
-__all__ = ["add_weight", "plain_name", "put_in_place", "read_weight", "rename_placeholder", "replace"]
+__all__ = [
+    "add_weight",
+    "declare",
+    "plain_name",
+    "put_in_place",
+    "read_weight",
+    "rename_placeholder",
+    "replace",
+]
 
 _DESCRIBES_THE_PLACE = ("nn_module_stack", "stack_trace", "source_fn_stack")
 
@@ -59,6 +67,19 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     one, other = (x.reshape(-1).view(torch.uint8) for x in (a, b))
     return torch.equal(one, other)
+
+
+def declare(program: Program, entry: Entry, kept: KVCache | State) -> list[fx.Node]:
+    """Let a program keep something between calls, and return the placeholders, behind all others, that are it."""
+    if isinstance(kept, KVCache):
+        program.caches[kept.name] = kept
+    else:
+        program.states[kept.name] = kept
+    made = entry.graph.find_nodes(op="placeholder")
+    for name in kept.placeholders:
+        with entry.graph.inserting_after(made[-1]):
+            made.append(entry.graph.placeholder(name))
+    return made[-len(kept.placeholders) :]
 
 
 def read_weight(before: fx.Node, name: str) -> fx.Node:

@@ -43,8 +43,9 @@ def trace(function: Callable[..., Any], given: Sequence[Any]) -> fx.Graph:
 def values(program: Program, entry: Entry) -> dict[fx.Node, Any]:
     """Return what each node of an entry computes, tensors without data; sizes that are open are SymInts."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
+    declared = entry.inputs if entry.of_language_model else program.takes(entry)
     given: list[Any] = [
-        _open(mode, torch.zeros(i.shape, dtype=getattr(torch, i.dtype)), i.dynamic) for i in entry.inputs
+        _open(mode, torch.zeros(i.shape, dtype=getattr(torch, i.dtype)), i.dynamic) for i in declared
     ]
     if entry.of_language_model:
         caches = {name: _open(mode, cache, ()) for name, cache in reference.new_caches(program).items()}

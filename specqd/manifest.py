@@ -150,14 +150,16 @@ class KernelCall(_Record):
 class ModuleRecord(_Record):
     """How to call the function of a module that is no language model.
 
-    It takes `inputs`, then the weights named in `parameters`, and gives `outputs`; `ranges` are the least and the
-    largest value of dynamic sizes by name, None for no limit. `kernels` are its calls in order, if they were recorded.
+    It takes `inputs`, then `states`, then the weights named in `parameters`, and gives `outputs`, then the next value
+    of each state, which is zeros at first. `ranges` are the least and the largest value of dynamic sizes by name, None
+    for no limit. `kernels` are its calls in order, if they were recorded.
     """
 
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     ranges: dict[str, tuple[int, int | None]]
     parameters: tuple[str, ...]
+    states: tuple[TensorRecord, ...] = ()
     kernels: tuple[KernelCall, ...] = ()
 
 

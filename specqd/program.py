@@ -12,7 +12,7 @@ from specqd.cache_formats import FORMATS, KEY_FORMATS
 from specqd.errors import InputError
 from specqd.manifest import Selection
 
-__all__ = ["TOKENS", "Entry", "Event", "Input", "KVCache", "ModelInfo", "Program", "module_of"]
+__all__ = ["TOKENS", "Entry", "Event", "Input", "KVCache", "ModelInfo", "Program", "State", "module_of"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class KVCache:
     value_dtype: str = "bfloat16"
     recent: int | None = None
     rotated: bool = False
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The names under which graphs take it."""
+        return f"{self.name}_k", f"{self.name}_v"
 
     @property
     def planes(self) -> int:
@@ -77,6 +82,20 @@ class Input:
         return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
 
 
+@dataclass(frozen=True)
+class State(Input):
+    """Declared state of a module: what a call leaves for the next one, zeros before the first.
+
+    A graph takes it as the placeholder of its name and gives its next value behind the module's own outputs, those of
+    several in the order of their placeholders. Its shape is fixed.
+    """
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The names under which graphs take it."""
+        return (self.name,)
+
+
 TOKENS = (Input("tokens", "int64", (1, 7), (1,)), Input("positions", "int64", (1, 7), (1,)))
 """What an entry of a language model takes, besides its caches."""
 
@@ -87,7 +106,8 @@ class Entry:
 
     The graph holds `aten.*` and `specqd::*` calls; weights are `get_attr` nodes named as in `Program.weights`.
     That of a language model computes float32 logits in float32, and its placeholders beyond `inputs` are caches. That
-    of any other module computes in the module's own dtypes and may have several outputs, then in a tuple.
+    of any other module computes in the module's own dtypes and may have several outputs, then in a tuple; what it takes
+    beyond `inputs` are states.
     `vocab_size` and `max_positions` are set where they are not the target's.
     """
 
@@ -139,7 +159,7 @@ class ModelInfo:
 
 @dataclass
 class Program:
-    """Named entries over one weight store, their caches, and the order in which they speculate (target first).
+    """Named entries over one weight store, their caches and states, and in which order they speculate (target first).
 
     `dense` holds what weights were before they were pruned, by name: the teacher of a calibration.
     """
@@ -152,6 +172,7 @@ class Program:
     history: list[Event] = field(default_factory=list)
     selection: Selection | None = None
     dense: dict[str, torch.Tensor] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Default the chain to the only entry."""
@@ -174,6 +195,7 @@ class Program:
             list(self.history),
             self.selection,
             dict(self.dense),
+            dict(self.states),
         )
 
     def module(self, entry: str | None = None) -> torch.nn.Module:
@@ -190,6 +212,11 @@ class Program:
         if name not in self.entries:
             raise InputError(f"the program has no entry {name!r}; it has {', '.join(sorted(self.entries))}")
         return self.entries[name]
+
+    def takes(self, entry: Entry) -> tuple[Input, ...]:
+        """Return what the placeholders of a module's entry take, in their order: its inputs, then states."""
+        others = entry.graph.find_nodes(op="placeholder")[len(entry.inputs) :]
+        return (*entry.inputs, *(self.states[str(node.target)] for node in others))
 
     @property
     def planes(self) -> int:
@@ -232,6 +259,7 @@ class Program:
             f"{c.key_dim}+{c.value_dim} {c.dtype}, {c.bytes / 1e6:.1f} MB"
             for c in self.caches.values()
         ]
+        lines += [f"  state {state}" for state in self.states.values()]
         lines.append(f"  chain: {' <- '.join(self.chain)}")
         return "\n".join(lines)
 

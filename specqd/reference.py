@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from specqd.errors import InputError
 from specqd.program import Entry, Program
 
 __all__ = [
-    "Interpreter", "demand_fitting", "example_values", "fake_values", "inputs", "module", "new_caches", "propagate",
-    "run", "weight_seen",
+    "Interpreter", "OpenSizes", "captured_inputs", "demand_fitting", "example_values", "fake_values", "inputs",
+    "module", "new_caches", "propagate", "run", "weight_seen",
 ]  # fmt: skip
 
 
@@ -34,11 +35,29 @@ class Interpreter(fx.Interpreter):
         return weight_seen(self.entry, self.weights[target])
 
 
-class _ShapeInterpreter(Interpreter):
+class OpenSizes(fx.Interpreter):
+    """Runs a graph without asking of sizes, which may be symbols of `sizes`, what their operators need not know."""
+
+    sizes: Any = None  # a ShapeEnv
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call an operator."""
+        # Called as an operator it would give a plain number, and so fix the size.
+        if target is torch.ops.aten.sym_size.int:
+            return args[0].shape[args[1]]
+        # How a convolution's result would lie in memory depends on sizes; what it holds does not, beyond what its
+        # capture has asked of them.
+        convolves = "conv" in str(target)
+        with self.sizes.suppress_guards() if convolves and self.sizes else nullcontext():
+            return super().call_function(target, args, kwargs)
+
+
+class _ShapeInterpreter(OpenSizes, Interpreter):
     """Runs a graph on fake tensors of a mode; `env` has each node's value then."""
 
     def __init__(self, program: Program, entry: Entry, mode: Any) -> None:
         super().__init__(program, entry)
+        self.sizes = mode.shape_env
         self.mode, self.garbage_collect_values = mode, False
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -55,7 +74,7 @@ def weight_seen(entry: Entry, weight: torch.Tensor) -> torch.Tensor:
 
 
 def new_caches(program: Program) -> dict[str, torch.Tensor]:
-    """Make zeroed tensors for every placeholder that the program's caches declare, and for what an observer says.
+    """Make zeroed tensors for every placeholder that caches and states declare, and for what an observer says.
 
     A quantised cache is a float32 one of what reading it gives: specqd::cached_attention rounds what it writes. One
     that is rounded by whole blocks is kept in BF16, and rounded when it is read.
@@ -69,6 +88,8 @@ def new_caches(program: Program) -> dict[str, torch.Tensor]:
             caches[f"{c.name}_{part}"] = torch.zeros(shape, dtype=kept)
         if program.selection:
             caches[f"{c.name}_received"] = torch.zeros(c.layers, c.kv_heads, c.capacity)
+    for state in program.states.values():
+        caches[state.name] = torch.zeros(state.shape, dtype=getattr(torch, state.dtype))
     return caches
 
 
@@ -83,7 +104,7 @@ def run(program: Program, entry: Entry, *given: Any, caches: dict[str, torch.Ten
 
     Of a language model: float32 logits `[1, S, vocab]` for `tokens` int64 `[1, S]`, then optionally `positions` (0..S-1
     by default) and `caches` by name (by default fresh ones), which are updated in place. Of any other module: its
-    output, or a tuple of several, for tensors in the order of `entry.inputs`.
+    output, or a tuple of several, for tensors in the order of `entry.inputs`; `caches` are its states then.
 
     Raises:
         InputError: a tensor is not what the module's input takes.
@@ -91,10 +112,24 @@ def run(program: Program, entry: Entry, *given: Any, caches: dict[str, torch.Ten
     if entry.of_language_model:
         named: dict[str, Any] = {} if caches is None else {"caches": caches}
         given = tuple(_for_language_model(program, entry, *given, **named))
-    else:
-        demand_fitting(entry, given)
+        with torch.no_grad():
+            return Interpreter(program, entry).run(*given)
+    demand_fitting(entry, given)
+    states = [new.name for new in program.takes(entry)[len(given) :]]
+    kept = new_caches(program) if caches is None else caches
     with torch.no_grad():
-        return Interpreter(program, entry).run(*given)
+        found = Interpreter(program, entry).run(*given, *(kept[name] for name in states))
+        return _without_states(found, [kept[name] for name in states])
+
+
+def _without_states(found: Any, states: Sequence[torch.Tensor]) -> Any:
+    """Move the last outputs into the states, and return what is left: one output, or a tuple."""
+    if not states:
+        return found
+    own, new = found[: -len(states)], found[-len(states) :]
+    for state, value in zip(states, new, strict=True):
+        state.copy_(value)
+    return own[0] if len(own) == 1 else own
 
 
 def _for_language_model(
@@ -141,8 +176,27 @@ def example_values(program: Program, entry: Entry, rows: int) -> dict[fx.Node, A
             tokens = torch.zeros(1, rows, dtype=torch.int64)
             given = inputs(entry, tokens, tokens.clone(), new_caches(program))
         else:
-            given = [torch.zeros(i.shape, dtype=getattr(torch, i.dtype)) for i in entry.inputs]
+            given = [torch.zeros(i.shape, dtype=getattr(torch, i.dtype)) for i in program.takes(entry)]
     return fake_values(program, entry, mode, given)
+
+
+def captured_inputs(program: Program, entry: Entry) -> tuple[Any, list[Any]]:
+    """Return a fake mode, and a tensor of it for each placeholder of a module's entry.
+
+    Sizes that are open are symbols, with the ranges that the capture knows of them, where the placeholders still have
+    what it gave them.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    values = [node.meta.get("val") for node in entry.graph.find_nodes(op="placeholder")]
+    known = (value.fake_mode for value in values if isinstance(value, FakeTensor))
+    mode = next(known, None) or FakeTensorMode(shape_env=ShapeEnv())
+    for at, (value, wanted) in enumerate(zip(values, program.takes(entry), strict=True)):
+        if not isinstance(value, FakeTensor | torch.SymInt):
+            with mode:
+                values[at] = torch.empty(wanted.shape, dtype=getattr(torch, wanted.dtype))
+    return mode, values
 
 
 def fake_values(program: Program, entry: Entry, mode: Any, given: Sequence[Any]) -> dict[fx.Node, Any]:

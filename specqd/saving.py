@@ -28,7 +28,7 @@ def save_exported(program: Program, path: str | Path, entry: str | None = None) 
     appears when it is complete.
 
     Raises:
-        InputError: the entry has a cache, or the name does not end in `.pt2`.
+        InputError: the entry has a cache or a state, or the name does not end in `.pt2`.
         ContractError: a pass left behind what torch cannot export.
     """
     path, own = Path(path), program.target if entry is None else program.entry(entry)
@@ -37,8 +37,8 @@ def save_exported(program: Program, path: str | Path, entry: str | None = None) 
     placeholders = own.graph.find_nodes(op="placeholder")
     if len(placeholders) > len(own.inputs):
         raise InputError(
-            f"{own.name} has a cache, {placeholders[-1].name}, which belongs to an artifact: leave "
-            "`insert-kv-cache` out, `specqd compile` brings it in"
+            f"{own.name} has a cache or a state, {placeholders[-1].name}, which belongs to an artifact: leave "
+            "`insert-kv-cache` or `stream-frames` out"
         )
     examples = tuple(torch.zeros(i.shape, dtype=getattr(torch, i.dtype)) for i in own.inputs)
     try:

@@ -59,11 +59,14 @@ def build(
     tell("compiling", 1, 2)
     library = _library(lowered, isa, cache)
     tell("compiled", 2, 2)
+    taken = [TensorRecord(name=n, dtype=d, shape=s) for n, d, s in lowered.inputs]
+    given = [TensorRecord(name=f"output_{i}", dtype=d, shape=s) for i, (d, s) in enumerate(lowered.outputs)]
+    inputs = len(program.target.inputs)
+    states = taken[inputs:]
     record = ModuleRecord(
-        inputs=tuple(TensorRecord(name=n, dtype=d, shape=s) for n, d, s in lowered.inputs),
-        outputs=tuple(
-            TensorRecord(name=f"output_{i}", dtype=d, shape=s) for i, (d, s) in enumerate(lowered.outputs)
-        ),
+        inputs=tuple(taken[:inputs]),
+        outputs=tuple(given[: len(given) - len(states)]),
+        states=tuple(states),
         ranges=dict(lowered.ranges),
         parameters=tuple(lowered.parameters),
         kernels=lowered.calls,

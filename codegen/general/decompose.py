@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx
 from torch._decomp import decomposition_table
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -17,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from specqd.codegen.general.rules import COMPOSITES, OWN
 from specqd.errors import CodegenError
 from specqd.program import Entry, Program
+from specqd.reference import OpenSizes, captured_inputs
 
 __all__ = ["Decomposed", "decompose"]
 
@@ -36,8 +35,8 @@ class Decomposed:
     """A graph of table operators.
 
     Attributes:
-        graph: its placeholders are the entry's inputs, then its weights; every node has `meta["val"]`.
-        inputs: the placeholders that are inputs.
+        graph: its placeholders are the entry's inputs and states, then its weights; every node has `meta["val"]`.
+        inputs: the placeholders that are inputs or states.
         weights: the names of the weights by the placeholders that are weights.
     """
 
@@ -49,7 +48,7 @@ class Decomposed:
         self.weights = dict(zip(placeholders[inputs:], names, strict=True))
 
 
-class _Runner(fx.Interpreter):
+class _Runner(OpenSizes):
     """Runs an entry's graph with weights that are given."""
 
     def __init__(self, graph: fx.Graph, weights: dict[str, Any], sizes: ShapeEnv | None) -> None:
@@ -60,17 +59,10 @@ class _Runner(fx.Interpreter):
         return self.weights[target]
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        # Called as an operator it would give a plain number, and so fix the size.
-        if target is aten.sym_size.int:
-            return args[0].shape[args[1]]
         # Operators that are made of others come apart before a table of rules is asked.
         if target in COMPOSITES and (found := COMPOSITES[target](*args, **kwargs)) is not NotImplemented:
             return found
-        # How a convolution's result would lie in memory depends on sizes; what it holds does not, beyond what its
-        # capture has asked of them.
-        convolves = "conv" in str(target)
-        with self.sizes.suppress_guards() if convolves and self.sizes else nullcontext():
-            return super().call_function(target, args, kwargs)
+        return super().call_function(target, args, kwargs)
 
 
 def decompose(program: Program, entry: Entry, known: Collection[Any]) -> Decomposed:
@@ -80,12 +72,8 @@ def decompose(program: Program, entry: Entry, known: Collection[Any]) -> Decompo
         CodegenError: the graph cannot be traced, or is only right for some of the sizes that are left open.
     """
     rules = {op: rule for op, rule in {**decomposition_table, **OWN}.items() if op not in known}
-    placeholders = entry.graph.find_nodes(op="placeholder")
     names = program.used_weights(entry.name)
-    mode = _mode(placeholders)
-    inputs = [
-        _example(node, declared, mode) for node, declared in zip(placeholders, entry.inputs, strict=True)
-    ]
+    mode, inputs = captured_inputs(program, entry)
     weights = [mode.from_tensor(program.weights[name], static_shapes=True) for name in names]
     guards = len(mode.shape_env.guards) if mode.shape_env else 0
 
@@ -149,17 +137,3 @@ def _forward_copies(graph: fx.Graph) -> None:
 def _is_view(node: fx.Node) -> bool:
     returns = getattr(getattr(node.target, "_schema", None), "returns", ())
     return node.target is not aten.copy_.default and any(r.alias_info is not None for r in returns)
-
-
-def _mode(placeholders: list[fx.Node]) -> FakeTensorMode:
-    values = (node.meta.get("val") for node in placeholders)
-    found = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
-    return found or FakeTensorMode(shape_env=ShapeEnv())
-
-
-def _example(node: fx.Node, declared: Any, mode: FakeTensorMode) -> Any:
-    value = node.meta.get("val")
-    if isinstance(value, FakeTensor | torch.SymInt):
-        return value
-    with mode:
-        return torch.empty(declared.shape, dtype=getattr(torch, declared.dtype))

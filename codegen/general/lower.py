@@ -44,8 +44,8 @@ class Lowered:
 
     Attributes:
         module: the Relax IRModule.
-        inputs: dtype and shape of each input; dynamic sizes are the names of symbols.
-        outputs: likewise; sizes that are computed are None.
+        inputs: dtype and shape of each input, then of each state; dynamic sizes are the names of symbols.
+        outputs: likewise, states at the end; sizes that are computed are None.
         ranges: the least and the largest value of each symbol; None for no limit.
         parameters: what makes the arrays of the parameters, by name, in their order.
         calls: the calls of kernels, in order.
@@ -76,7 +76,7 @@ class _Walk:
 
     def __init__(self, program: Program, entry: Entry, decomposed: Decomposed, isa: ISA) -> None:
         self.program, self.decomposed = program, decomposed
-        self.names = [declared.name for declared in entry.inputs]
+        self.names = [declared.name for declared in program.takes(entry)]
         self.sizes = Sizes()
         self.builder = relax.BlockBuilder()
         self.lowering = Lowering(isa, self.sizes, self.builder)

@@ -67,7 +67,7 @@ def _exported(program: Program, entry: Entry) -> torch.export.ExportedProgram:
     symbols: dict[str, Any] = {}
     placeholders = {str(n.target): n for n in entry.graph.find_nodes(op="placeholder")}
     shapes: list[dict[int, Any]] = []
-    for given in entry.inputs:
+    for given in program.takes(entry):
         value = placeholders[given.name].meta.get("val")
         named = {}
         for axis in given.dynamic:
@@ -75,7 +75,7 @@ def _exported(program: Program, entry: Entry) -> torch.export.ExportedProgram:
             symbol = str(value.shape[axis]) if isinstance(value, torch.Tensor) else "sequence"
             named[axis] = symbols.setdefault(symbol, Dim(f"size_{len(symbols)}", min=0))
         shapes.append(named)
-    examples = tuple(torch.zeros(one.shape, dtype=getattr(torch, one.dtype)) for one in entry.inputs)
+    examples = tuple(torch.zeros(one.shape, dtype=getattr(torch, one.dtype)) for one in program.takes(entry))
     try:
         with torch.no_grad():
             return torch.export.export(module, examples, dynamic_shapes=tuple(shapes), strict=False)

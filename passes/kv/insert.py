@@ -11,7 +11,7 @@ from torch import fx
 from specqd.errors import InputError
 from specqd.passes.contract import Pass, Refusal
 from specqd.passes.match import arguments, calls, shapes
-from specqd.passes.rewrite import replace
+from specqd.passes.rewrite import declare, replace
 from specqd.program import Entry, KVCache, Program
 
 __all__ = ["InsertKVCache"]
@@ -80,19 +80,17 @@ class InsertKVCache(Pass):
         if not layers:
             return
         groups = _by_shape(layers, shapes(program, entry))
-        inputs = [n for n in entry.graph.nodes if n.op == "placeholder"]
+        positions = entry.graph.find_nodes(op="placeholder")[1]
         for shape, members in groups.items():
             name = _free_name(program, entry)
             capacity = self._capacity(program, entry)
-            program.caches[name] = KVCache(name, len(members), *shape, capacity, self.dtype, self.dtype)
-            for part in "kv":
-                with entry.graph.inserting_after(inputs[-1]):
-                    inputs.append(entry.graph.placeholder(f"{name}_{part}"))
+            cache = KVCache(name, len(members), *shape, capacity, self.dtype, self.dtype)
+            places = declare(program, entry, cache)
             for index, node in enumerate(members):
                 given = arguments(node) | {"layer": index}
                 q, k, v, *rest = (given[name] for name in _ARGUMENTS)
                 target = torch.ops.specqd.cached_attention.default
-                yield replace(node, target, (q, k, v, *inputs[-2:], inputs[1], *rest))
+                yield replace(node, target, (q, k, v, *places, positions, *rest))
 
     def _capacity(self, program: Program, entry: Entry) -> int:
         capacity = self._of_target(program)

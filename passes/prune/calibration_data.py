@@ -122,6 +122,11 @@ class Data:
             raise InputError(f"{samples.count} samples are too few to calibrate on; give 1 or more")
         if entry.of_language_model:
             return self._texts(program, entry, samples)
+        if program.states:
+            raise InputError(
+                f"{entry.name} reads the state {next(iter(program.states))}, which samples do not have: calibrate "
+                "first, then `stream-frames`"
+            )
         if self.tensors:
             return self._given(entry)
         if self.source == "random":

@@ -88,6 +88,7 @@ def _facts_of_module(manifest: Manifest, module: ModuleRecord) -> list[tuple[str
         ("built by", f"specqd {manifest.specqd_version}"),
         ("pipeline", manifest.pipeline),
         *(("takes", str(tensor)) for tensor in module.inputs),
+        *(("keeps", str(tensor)) for tensor in module.states),
         *(("gives", str(tensor)) for tensor in module.outputs),
         ("CPU", f"{manifest.triple}, {manifest.isa}, needs {needs}"),
     ]

@@ -33,6 +33,7 @@ class Module:
 
     It takes numpy arrays, torch tensors and whatever else speaks DLPack, and gives numpy arrays, or torch tensors
     if a torch tensor was given: one, or a tuple of several. Several threads may call it; they wait for each other.
+    What it declares as states it keeps from call to call: load it once for each stream.
     """
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
@@ -53,6 +54,12 @@ class Module:
         self._main: Callable[..., Any] = machine["main"]
         self._weights = tuple(map(tensor, _parameters(artifact, self.record)))
         self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what earlier calls left: states are zeros again."""
+        with self._lock:
+            self._states = [_zeros(state) for state in self.record.states]
 
     @classmethod
     def open(cls, directory: str | Path, threads: int | None = None, *, verify: bool = False) -> Module:
@@ -74,11 +81,12 @@ class Module:
         _demand_sizes(self.record, [tuple(value.shape) for value in given])
         with self._lock:
             try:
-                found = self._main(*given, *self._weights)
+                found = list(self._main(*given, *self._states, *self._weights))
             except IndexError as error:
                 raise InputError("an input holds an index that is out of range of what it indexes") from error
             except ValueError as error:
                 raise InputError(f"an input leads to what cannot be computed: {error}") from error
+            self._states = [found.pop() for _ in self._states][::-1]
         torch = sys.modules.get("torch")
         as_torch = torch is not None and any(isinstance(value, torch.Tensor) for value in inputs)
         convert = torch.from_dlpack if torch is not None and as_torch else np.from_dlpack
@@ -99,9 +107,15 @@ class Module:
         self._machine["set_instrument"](told)
 
     def __repr__(self) -> str:
-        """Say what it takes and gives."""
-        takes, gives = (", ".join(map(str, t)) for t in (self.record.inputs, self.record.outputs))
-        return f"Module({takes} -> {gives})"
+        """Say what it takes, gives and keeps."""
+        listed = (self.record.inputs, self.record.outputs, self.record.states)
+        takes, gives, keeps = (", ".join(map(str, tensors)) for tensors in listed)
+        return f"Module({takes} -> {gives}{f', keeping {keeps}' if keeps else ''})"
+
+
+def _zeros(state: TensorRecord) -> Any:
+    shape = [size for size in state.shape if isinstance(size, int)]
+    return _from_numpy(np.zeros(shape, state.dtype))
 
 
 def _parameters(artifact: Artifact, record: ModuleRecord) -> list[np.ndarray]:
