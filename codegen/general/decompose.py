@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch._decomp import decomposition_table
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_leaves
 
+from specqd.codegen.general.fourier import COMPLEX
 from specqd.codegen.general.rules import COMPOSITES, OWN
 from specqd.errors import CodegenError
 from specqd.program import Entry, Program
@@ -38,14 +41,17 @@ class Decomposed:
         graph: its placeholders are the entry's inputs and states, then its weights; every node has `meta["val"]`.
         inputs: the placeholders that are inputs or states.
         weights: the names of the weights by the placeholders that are weights.
+        constants: the tensors that decompositions brought with them, by the nodes that read them.
     """
 
-    def __init__(self, graph: fx.Graph, inputs: int, names: list[str]) -> None:
+    def __init__(self, traced: fx.GraphModule, inputs: int, names: list[str]) -> None:
         """Tell inputs from weights."""
+        graph = traced.graph
         placeholders = graph.find_nodes(op="placeholder")
         self.graph = graph
         self.inputs: list[fx.Node] = placeholders[:inputs]
         self.weights = dict(zip(placeholders[inputs:], names, strict=True))
+        self.constants = {node: getattr(traced, node.target) for node in graph.find_nodes(op="get_attr")}
 
 
 class _Runner(OpenSizes):
@@ -72,6 +78,7 @@ def decompose(program: Program, entry: Entry, known: Collection[Any]) -> Decompo
         CodegenError: the graph cannot be traced, or is only right for some of the sizes that are left open.
     """
     rules = {op: rule for op, rule in {**decomposition_table, **OWN}.items() if op not in known}
+    rules |= COMPLEX
     names = program.used_weights(entry.name)
     mode, inputs = captured_inputs(program, entry)
     weights = [mode.from_tensor(program.weights[name], static_shapes=True) for name in names]
@@ -80,20 +87,30 @@ def decompose(program: Program, entry: Entry, known: Collection[Any]) -> Decompo
     def run(*given: Any) -> Any:
         runner = _Runner(entry.graph, dict(zip(names, given[len(inputs) :], strict=True)), mode.shape_env)
         with traceback.preserve_node_meta():
-            return runner.run(*given[: len(inputs)])
+            found = runner.run(*given[: len(inputs)])
+        if any(isinstance(x, torch.Tensor) and x.is_complex() for x in tree_leaves(found)):
+            raise CodegenError("an output is complex; return torch.view_as_real of it")
+        return found
 
     try:
         with mode, torch.no_grad():
             traced = make_fx(run, rules, _allow_non_fake_inputs=True)(*inputs, *weights)
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-        raise CodegenError(
-            f"{entry.name} cannot be decomposed: {type(error).__name__}: {lines[0]}"
-        ) from error
+        raise CodegenError(f"{entry.name} cannot be decomposed: {_message(error)}") from error
     _forward_copies(traced.graph)
     traced.graph.eliminate_dead_code()
     _demand_general(mode.shape_env, guards)
-    return Decomposed(traced.graph, len(inputs), names)
+    return Decomposed(traced, len(inputs), names)
+
+
+def _message(error: Exception) -> str:
+    """What a user gets to know of it: the first line, after its type where it is torch's."""
+    if isinstance(error, CodegenError):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    if lacking := re.search(r"Multiple dispatch failed for '(?:torch\._ops\.)?([\w.]+)'", lines[0]):
+        return f"{lacking[1]} of complex numbers is not compiled; write it with real and imaginary parts"
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _demand_general(sizes: ShapeEnv | None, known: int) -> None:

@@ -98,6 +98,9 @@ class _Walk:
             if self.known[node].dtype is not torch.bfloat16:
                 dtype_of(self.known[node].dtype)
             self.values[node] = self.lowering.constant(name, self.known[node])
+        for node, tensor in self.decomposed.constants.items():
+            self.known[node] = tensor
+            self.values[node] = self.lowering.constant(f"constant {node.name}", tensor)
         given = [self.values[node].tensor.var for node in self.decomposed.inputs]
         results: list[Value] = []
         with self.builder.function("main"):

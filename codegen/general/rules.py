@@ -12,6 +12,7 @@ from torch._decomp import decomposition_table
 from torch._decomp.decompositions import one_layer_lstm
 from torch.nn import functional as F  # noqa: N812
 
+from specqd.codegen.general.fourier import centred_stft, stft
 from specqd.codegen.general.sampling_rules import SAMPLING
 from specqd.errors import CodegenError
 
@@ -280,5 +281,9 @@ OWN: dict[Any, Callable[..., Any]] = {
 }
 """Operator -> function of the same arguments in other operators of torch."""
 
-COMPOSITES: dict[Any, Callable[..., Any]] = {aten.pad.default: _pad}
+COMPOSITES: dict[Any, Callable[..., Any]] = {
+    aten.pad.default: _pad,
+    aten.stft.default: stft,
+    aten.stft.center: centred_stft,
+}
 """Likewise for operators that torch itself takes apart into others; NotImplemented leaves it to that."""
