@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.modules.linear_cross_entropy  # which registers its operators
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._decomp.decompositions import one_layer_lstm
@@ -15,9 +15,6 @@ from torch.nn import functional as F  # noqa: N812
 from specqd.codegen.general.fourier import centred_stft, stft
 from specqd.codegen.general.sampling_rules import SAMPLING
 from specqd.errors import CodegenError
-
-with contextlib.suppress(ImportError):
-    import torch.nn.modules.linear_cross_entropy
 
 __all__ = ["COMPOSITES", "OWN"]
 
@@ -235,12 +232,6 @@ def _linear_cross_entropy_by_row(
     return _linear_cross_entropy(x, linear, target, bias, weight, "none", ignore_index, 0.0)[0]
 
 
-_OF_TORCH_NN: dict[str, Callable[..., Any]] = {
-    "_linear_cross_entropy_batch_chunked": _linear_cross_entropy,
-    "_linear_cross_entropy_batch_chunked_no_reduction": _linear_cross_entropy_by_row,
-}
-
-
 def _lstm(
     x: Tensor, ih_weight: Tensor, hh_weight: Tensor, ih_bias: Tensor, hh_bias: Tensor, hidden: Tensor, cell: Tensor,
     reverse: bool, batch_sizes: list[int], mode: int, hidden_size: int, num_layers: int, has_biases: bool,
@@ -272,12 +263,8 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._pdist_forward.default: _pdist,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attend,
     **SAMPLING,
-    # Written in Python; not every release of torch has them.
-    **{
-        getattr(torch.ops.torch_nn, name).default: rule
-        for name, rule in _OF_TORCH_NN.items()
-        if hasattr(torch.ops.torch_nn, name)
-    },
+    torch.ops.torch_nn._linear_cross_entropy_batch_chunked.default: _linear_cross_entropy,
+    torch.ops.torch_nn._linear_cross_entropy_batch_chunked_no_reduction.default: _linear_cross_entropy_by_row,
 }
 """Operator -> function of the same arguments in other operators of torch."""
 
