@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import machine
@@ -27,7 +27,6 @@ from specqd.runtime.model import Model, load
 
 _PAGES = ("docs/architecture.md", "benchmarks/README.md", "README.md", "docs/write-a-pass.md")
 _PLAN = "target <- draft@fixed:{}"
-_PREFILLS = 4  # pairs of prompts, read with and without a selection
 Sample = dict[str, Any]
 
 
@@ -128,33 +127,24 @@ def _round(
         )
         tokens[name] = made.pop("made")
         sample[name] = made
-    sample["prefill"] = {
-        where: quiet(lambda model=model, by=by: _added(model, text, by))
-        for (where, model), by in zip(models.items(), (plan, None), strict=True)
-    }
     sample["identical"] = tokens["plain"] == tokens["draft, all"] == tokens["draft, selected"]
     return sample
 
 
-def _added(model: Model, text: list[int], plan: str | None) -> float:
-    """What share of the time to the first token a selection adds, by turns on the same artifact."""
-    pairs = [
-        [_answer(model, text, 1, plan, selects)["prefill s"] for selects in (False, True)]
-        for _ in range(_PREFILLS)
-    ]
-    return median(selecting / plain for plain, selecting in pairs) - 1
-
-
 def _answer(model: Model, text: list[int], new_tokens: int, plan: str | None, selects: bool) -> Sample:
-    """Answer once; `selection`: share of the time after the prompt that selections took, None if there were none."""
+    """Answer once; `selection`: share of the time after the prompt that selections took, None if there were none.
+
+    A selection gives a token as well, and is charged with what it takes beyond the time of a token on average.
+    `prompt`: share of the prompt's time that its selection took, its pass included, which feeds 8 or 16 tokens of it.
+    """
     engine = model.engine
-    feed, spent = engine.feed_pieces, {True: [], False: []}
+    feed, spent = engine.feed_pieces, list[float]()
 
     def timed(entry: str, pieces: Any) -> Any:
         began = time.perf_counter()
         output = feed(entry, pieces)
-        if entry == OBSERVER or len(pieces[0].tokens) == 1:
-            spent[entry == OBSERVER].append(time.perf_counter() - began)
+        if entry == OBSERVER:
+            spent.append(time.perf_counter() - began)
         return output
 
     engine.feed_pieces = timed  # type: ignore[method-assign]
@@ -166,14 +156,15 @@ def _answer(model: Model, text: list[int], new_tokens: int, plan: str | None, se
         del engine.feed_pieces
         engine.__dict__.pop("schedule", None)
     stats = answer.stats
-    step = median(spent[False]) if spent[False] and plan is None else 0.0
-    later = spent[True][1:]  # the first is the prompt's
+    of_prompt = [spent.pop(0)] if len(text) > engine.manifest.selection.above and selects else []
+    token = stats.decode_seconds / new_tokens
     return {
         "made": answer.tokens,
         "tokens/s": stats.decode_tokens_per_s,
         "acceptance": stats.acceptance_rate,
         "prefill s": stats.prefill_seconds,
-        "selection": sum(seconds - step for seconds in later) / stats.decode_seconds if later else None,
+        "selection": sum(seconds - token for seconds in spent) / stats.decode_seconds if spent else None,
+        "prompt": sum(of_prompt) / stats.prefill_seconds if of_prompt else None,
     }
 
 
@@ -192,30 +183,33 @@ def _table(samples: list[Sample]) -> report.Table:
             report.spread(s[name]["acceptance"] for s in of_length)
             for name in ("draft, all", "draft, selected")
         ]
-        prefill = [report.spread(s["prefill"][where] for s in of_length) for where in ("draft", "target")]
-        costs = [
-            [s[f"{where}, selected"]["selection"] for s in of_length if s[f"{where}, selected"]["selection"]]
-            for where in ("draft", "target")
-        ]
-        spreads = [report.spread(one) if one else None for one in costs]
+        prefill, cost = (
+            [_share(s[f"{where}, selected"][of] for s in of_length) for where in ("draft", "target")]
+            for of in ("prompt", "selection")
+        )
         rows.append(
             [
                 str(length),
                 *(rate.show(1) for rate in rates.values()),
                 gain.show(2),
                 " / ".join(f"{one.median:.3f}" for one in accepted),
-                " / ".join(f"{one.median:+.1%}" for one in prefill),
-                " / ".join(f"{one.median:.2%}" if one else "none" for one in spreads),
+                " / ".join(f"{one.median:.2%}" if one else "none" for one in prefill),
+                " / ".join(f"{one.median:.2%}" if one else "none" for one in cost),
             ]
         )
-        figures[str(length)] = {"gain": gain, "prefill": prefill[-1], "selection": spreads[-1], **rates}
+        figures[str(length)] = {"gain": gain, "prefill": prefill[-1], "selection": cost[-1], **rates}
     title = "Tokens/s after a text of so many tokens, median over the rounds (lowest-highest):"
     head = [
         "tokens", "plain", "draft sees all", "draft sees the selected", "target keeps the selected",
-        "selected / all", "acceptance, all / selected", "added to the prompt's time, draft / target",
-        "selections, of the time, draft / target",
+        "selected / all", "acceptance, all / selected", "of the prompt's time, draft / target",
+        "of the time after it, draft / target",
     ]  # fmt: skip
     return report.Table(title, head, rows, figures)
+
+
+def _share(of: Iterable[float | None]) -> report.Spread | None:
+    known = [one for one in of if one is not None]
+    return report.spread(known) if known else None
 
 
 def _rows(sample: Sample, options: argparse.Namespace) -> list[Sample]:
@@ -237,7 +231,7 @@ def _rows(sample: Sample, options: argparse.Namespace) -> list[Sample]:
             "where": where,
             **shared,
             "selection_cost": sample[f"{where}, selected"]["selection"],
-            "prefill_cost": sample["prefill"][where],
+            "prefill_cost": sample[f"{where}, selected"]["prompt"],
             "tokens_per_s": sample[f"{where}, selected"]["tokens/s"],
         }
         for where, (method, scorer) in methods.items()

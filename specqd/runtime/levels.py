@@ -119,13 +119,20 @@ class Verifier:
                 self.fed += rows
         return output
 
+    def _passes(self, length: int) -> int:
+        """Return how many passes feed the text up to there."""
+        count, left = 0, length - self.fed
+        for rows in reversed(self.engine.rows(self.entry)):
+            count, left = count + left // rows, left % rows
+        return count
+
     def _observe(self, text: list[int]) -> Steps[Output]:
         """Feed the text up to where a selection is due, the last rows by the observer; return what it says."""
         assert self.schedule is not None
         due = self.schedule.due
         start = max(0, due - self.schedule.selection.window)
         if self.fed < start:
-            yield from self._fill(text, start)
+            yield from self._fill(text, min((start, due), key=self._passes))
         # What was fed before is fed again: the same bits, but now its attention is told.
         output = yield Pass(OBSERVER, text[start:due], start)
         self.fed = due
