@@ -30,7 +30,9 @@ class Calibrate(Pass):
     1. `correct`: each output channel's weights get their deviation back, and in part their mean; then biases give the
        outputs their mean.
     2. `adam`: these, then steps of Adam on the mean squared error, with the paper's rates.
-    3. `closed`: the solution of that least squares problem itself, by one factorisation for each output channel.
+    3. `closed`: the solution of that least squares problem itself, by one factorisation for each output channel, with a
+       price on what it is away from 1, which decides what the data leave open. Images that are few or alike, or not
+       like those to come, leave much open.
 
     Layers without a bias get none. A result that is worse than what was there is dropped. What is solved is kept in the
     cache folder for a month, so that a calibration which was broken off goes on where it was.
@@ -42,7 +44,8 @@ class Calibrate(Pass):
         samples: how many images, or texts of up to 512 tokens, to take of the data.
         method: see above.
         steps: of adam.
-        damping: of closed, what is added to the diagonal of the inputs' Gram matrix, as a share of its mean.
+        damping: of closed, that price: as though each input had been seen alone, with this share of the inputs' mean
+            square.
         pixels: what the model takes for a pixel's 0 to 255.
         seed: chooses the data.
     """
@@ -52,7 +55,7 @@ class Calibrate(Pass):
     samples: int = 300
     method: Literal["closed", "adam", "correct"] = "closed"
     steps: int = 1200
-    damping: float = 0.0001
+    damping: float = 0.1
     pixels: Pixels = "imagenet"
     seed: int = 0
 
@@ -61,7 +64,7 @@ class Calibrate(Pass):
         super().__post_init__()
         if not 0 < self.damping < float("inf"):
             raise InputError(
-                f"{self.name}: a damping of {self.damping} cannot be used; give more than 0, such as 0.0001"
+                f"{self.name}: a damping of {self.damping} cannot be used; give more than 0, such as 0.1"
             )
         if self.steps < 1:
             raise InputError(f"{self.name}: {self.steps} steps are too few; give 1 or more")
@@ -110,11 +113,10 @@ class Calibrate(Pass):
         )
         support = pruned != 0
         support[..., -1] = layer.bias is not None
+        result = corrected(dense, pruned, support, gram)
         if self.method == "closed":
-            result = solve(dense, support, gram, self.damping)
-        else:
-            result = corrected(dense, pruned, support, gram)
-        if self.method == "adam":
+            result = solve(dense, result, support, gram, self.damping)
+        elif self.method == "adam":
             result = adam(dense, result, support, gram, self.steps)
         stored = result.to(program.weights[layer.weight].dtype).double()
         whole = torch.stack([output_error(w - dense, gram) for w in (pruned, stored)])

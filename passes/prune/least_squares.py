@@ -20,23 +20,26 @@ def output_error(difference: Tensor, gram: Tensor) -> Tensor:
     return ((wide @ gram) * wide).sum()
 
 
-def solve(dense: Tensor, support: Tensor, gram: Tensor, damping: float) -> Tensor:
+def solve(dense: Tensor, near: Tensor, support: Tensor, gram: Tensor, damping: float) -> Tensor:
     """Return the matrix of that support with the least output error: row by row, by Cholesky factorisation.
 
-    `damping` times the mean of G's diagonal is added to that diagonal, but for the bias, which holds weights near the
-    dense ones where the inputs do not say more.
+    `damping` times the mean of G's diagonal is the price of what weights, but not biases, are away from `near`,
+    squared: it decides where the inputs do not say more, or say it of too few samples.
 
     Args:
         dense: [groups, rows, K + 1], the biases last; where these are all zero and outside of the support, none.
+        near: of the same shape.
         support: bool, of the same shape.
         gram: float64 [groups, K + 1, K + 1].
         damping: more than 0.
     """
     damped = gram.clone()
-    diagonal = damped.diagonal(0, 1, 2)
-    added = damping * diagonal[:, :-1].mean(1, keepdim=True)
-    diagonal[:, :-1] += torch.where(added > 0, added, 1)
-    wanted = dense.double() @ damped
+    diagonal = damped.diagonal(0, 1, 2)[:, :-1]
+    added = damping * diagonal.mean(1)
+    price = torch.where(added > 0, added, 1)[:, None]
+    diagonal += price
+    wanted = dense.double() @ gram
+    wanted[..., :-1] += price[..., None] * near.double()[..., :-1]
     result = torch.zeros_like(wanted)
     # One row at a time: batches would fill short supports up, and not stay in a cache.
     for group, row in product(range(support.shape[0]), range(support.shape[1])):
