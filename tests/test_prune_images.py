@@ -9,6 +9,7 @@ from torch import nn
 from torch.export import Dim
 
 import specqd
+import specqd.passes.prune.calibration_data as module
 from specqd.cli import main
 from specqd.errors import InputError
 from specqd.passes import Pipeline
@@ -71,6 +72,16 @@ def test_wrong_options_end_in_one_sentence(tmp_path, capsys, wrong):
     with pytest.raises(SystemExit) as end:
         main(["synthesize-images", "-o", str(tmp_path / "x"), *wrong])
     assert end.value.code == 2 and "error: give 1 image or more" in capsys.readouterr().err
+
+
+def test_they_are_drawn_once_if_they_are_few(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, "fractals", lambda *given: drawn.append(given) or fractals(*given))
+    made = Data("fractals").batches(program := captured(), program.target, Samples(8, seed=9))
+    first, second = (torch.cat([x for (x,) in made]) for _ in range(2))
+    assert torch.equal(first, second) and drawn == [(8, (20, 28), 9)]
+    monkeypatch.setattr(module, "_KEPT", 8 * 20 * 28 * 3 - 1)
+    assert torch.equal(torch.cat([x for (x,) in made]), first) and len(drawn) == 2
 
 
 # Batches
