@@ -143,7 +143,8 @@ def _rewrite(program: Program, entry: Entry, analysis: FrameWise, window: int) -
             yield Note("", f"keeps {past} of {source.name} between calls, as {whole.args[0][0].name}")
         for read in of_source:
             end = past - read.late + 1
-            part = _sliced(whole, dim, end - read.frames, end if read.late else None)
+            newest = (read.frames, read.late) == (1, 0)
+            part = source if newest else _sliced(whole, dim, end - read.frames, end if read.late else None)
             read.user.replace_input_with(read.node, part)
     _give(entry.graph, kept)
 

@@ -58,7 +58,7 @@ def encoded(m: Any, clip: Tensor) -> Tensor:
 
 
 def attending(x: Tensor) -> Tensor:
-    return functional.scaled_dot_product_attention(x, x, x).sum(1)
+    return functional.scaled_dot_product_attention(*[x[:, None]] * 3).sum((1, 2))
 
 
 def positioned(m: Any, clip: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def test_a_stream_gives_what_the_clip_of_its_last_frames_gives(case, m, rng):
 def test_the_graph_before_and_after(m, rng):
     program = captured(positioned, IMAGES, rng, m)
     embedding = ["flatten", "conv2d", "relu", "max_pool2d", "mean", "unflatten"]
-    deciding = ["slice", "add", "scaled_dot_product_attention", "sum"]
+    deciding = ["slice", "add", "unsqueeze", "scaled_dot_product_attention", "sum"]
     assert small_modules.calls(program) == [*embedding, *deciding]
     result = StreamFrames()(program)
     assert small_modules.calls(result.program) == [*embedding, "cat", "slice", *deciding]
@@ -273,6 +273,21 @@ def test_a_quantised_clip_streams_the_same(m, rng):
     for at in range(FRAMES):
         found = run(program, program.target, clips[:1, at : at + 1], caches=kept)
     assert_close(found, run(clip, clip.target, clips[:1]), **TOLERANCE)
+
+
+def test_in_onnx_a_state_goes_in_and_its_next_value_out(m, rng, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    program = StreamFrames()(captured(positioned, IMAGES, rng, m)).program
+    specqd.export_onnx(program, tmp_path / "stream.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "stream.onnx")
+    kept = torch.zeros(1, FRAMES - 1, 4).numpy()
+
+    def call(frame: Tensor) -> Tensor:
+        nonlocal kept
+        found, kept = session.run(None, {"given_0": frame.numpy(), "kept1": kept})
+        return torch.from_numpy(found)
+
+    assert_streams(partial(positioned, m), call, rng)
 
 
 def test_what_a_stream_cannot_be_used_for(m, rng, tmp_path):
