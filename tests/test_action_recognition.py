@@ -44,7 +44,7 @@ def test_the_head_has_as_many_parameters_as_the_published_code():
         ("resnet34", 21_284_672),
         ("resnet50", 23_508_032 + 2048 * 512 + 512),
         ("mobilenetv2_100", 2_223_872 + 1280 * 512 + 512),
-        ("seresnext101_32x4d", 46_907_984 + 2048 * 512 + 512),
+        ("seresnext101_32x4d", 46_906_416 + 2048 * 512 + 512),
     ],
 )
 def test_encoders_of_timm(name, parameters):
@@ -52,7 +52,7 @@ def test_encoders_of_timm(name, parameters):
         "timm", reason="needs timm, which needs a torchvision that fits this torch", exc_type=Exception
     )
     encoder = FrameEncoder(name).eval()
-    assert abs(count(encoder) - parameters) <= 0.001 * parameters
+    assert count(encoder) == parameters
     with torch.no_grad():
         assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
 
