@@ -68,6 +68,16 @@ def test_transforms_are_those_of_torch(compiled, rng):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=3e-5, msg=lambda m, at=at: f"{at}: {m}")
 
 
+@pytest.mark.parametrize("length", [128, 360, 509])
+def test_long_transforms_in_two_steps_or_one(compiled, rng, length):
+    def transforms(x):
+        return torch.fft.rfft(x).abs(), torch.view_as_real(torch.fft.fft(torch.complex(x, x.flip(0))))
+
+    x = torch.randn(4, length, generator=rng)
+    for found, wanted in zip(compiled(Apply(transforms), x)(x), transforms(x), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+
+
 def test_a_spectrogram_of_audio_of_any_length(compiled, rng):
     def spectrogram(x):
         return torch.fft.rfft(x.unfold(0, 12, 4) * WINDOW, 16).abs()

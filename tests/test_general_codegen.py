@@ -477,3 +477,20 @@ def test_products_read_nothing_beyond_their_operands(tmp_path):
     specqd.compile(Apply(lambda q, k: q @ k.mT), tmp_path / "made", example_inputs=(q, k))
     found = run_guarded(tmp_path / "made", q, k)
     assert found.shape == (2, 8, 197) and (found == 64).all()
+
+
+@pytest.mark.parametrize("channels", [32, 24])
+def test_halves_of_channels_after_a_convolution(check, rng, channels):
+    # Halves of 16 channels are whole blocks, in which the maximum and the pool stay; those of 12 are not.
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(8, channels, 3, padding=1), nn.Conv2d(channels // 2, 4, 1)
+
+        def forward(self, x):
+            first, second = self.first(x).chunk(2, 1)
+            return self.last(F.max_pool2d(torch.maximum(first, second), 2))
+
+    compiled = check(Halves(), torch.randn(2, 8, 12, 10, generator=rng))
+    names = [call.function for call in compiled.record.kernels]
+    assert sum("to_blocks" in name for name in names) == (1 if channels == 32 else 2), names

@@ -26,21 +26,59 @@ __all__ = ["COMPLEX", "centred_stft", "stft"]
 
 aten = torch.ops.aten
 
-#: elements of the longest transform; its table has twice the square of that, 128 MiB of float32
+#: elements of the longest transform by one table, which has twice the square of that: 128 MiB of float32
 LONGEST = 4096
+#: elements from which on a transform in two steps takes less time than one product
+SHORT = 128
 
 
-def _waves(length: int, bins: int, dtype: torch.dtype) -> Tensor:
+def _waves(length: Any, bins: int, dtype: torch.dtype) -> Tensor:
     """Return `exp(-2 pi i t k / length)` for times t and bins k: cosines and sines `[length, 2 * bins]`."""
-    if not isinstance(length, int):
-        raise CodegenError("it transforms a dimension of open size; fix that size with dynamic_shapes")
     if length > LONGEST:
         raise CodegenError(
             f"a Fourier transform of {length} elements is not compiled, {LONGEST} are the most"
         )
+    return _turned(length, length, bins, dtype)
+
+
+def _turned(length: int, times: int, bins: int, dtype: torch.dtype) -> Tensor:
+    """Return the waves of so many times alone, `[times, 2 * bins]`."""
     with _disable_current_modes():
-        angles = torch.outer(torch.arange(length), torch.arange(bins)) % length * (2 * math.pi / length)
+        angles = torch.outer(torch.arange(times), torch.arange(bins)) % length * (2 * math.pi / length)
         return torch.cat([angles.double().cos(), -angles.double().sin()], 1).to(dtype)
+
+
+def _transformed(re: Tensor, im: Tensor | None, bins: int) -> tuple[Tensor, Tensor]:
+    """Transform the last dimension forwards, and return that many bins.
+
+    A length of r * c is transformed in two steps (Cooley and Tukey, 1965): with times c * t + u and bins k + r * l,
+    over the t of each u, turned by `exp(-2 pi i u k / (r * c))`, over the u of each k.
+    """
+    length = re.shape[-1]
+    if not isinstance(length, int):
+        raise CodegenError("it transforms a dimension of open size; fix that size with dynamic_shapes")
+    rows = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0) if length else 1
+    if length < SHORT or rows < 8:
+        return _times(re, im, _waves(length, bins, re.dtype))
+    columns = length // rows
+    re, im = (
+        None if part is None else part.unflatten(-1, (rows, columns)).transpose(-1, -2) for part in (re, im)
+    )
+    re, im = _times(re, im, _waves(rows, rows, re.dtype))
+    cosines, sines = _turned(length, columns, rows, re.dtype).chunk(2, 1)
+    re, im = re * cosines - im * sines, re * sines + im * cosines
+    last = _waves(columns, -(-bins // rows), re.dtype)
+    re, im = _times(re.transpose(-1, -2), im.transpose(-1, -2), last)
+    return tuple(part.transpose(-1, -2).flatten(-2)[..., :bins] for part in (re, im))
+
+
+def _times(re: Tensor, im: Tensor | None, waves: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply `[..., length]` by waves; without imaginary parts half of it is left out."""
+    cosines, sines = (re @ waves).chunk(2, -1)
+    if im is None:
+        return cosines, sines
+    more_sines, more_cosines = (im @ waves).chunk(2, -1)[::-1]
+    return cosines - more_sines, sines + more_cosines
 
 
 def _r2c(x: Tensor, dim: Sequence[int], normalization: int, onesided: bool) -> ComplexTensor:
@@ -48,8 +86,7 @@ def _r2c(x: Tensor, dim: Sequence[int], normalization: int, onesided: bool) -> C
     *others, last = dim
     length = x.shape[last]
     bins = length // 2 + 1 if onesided else length
-    found = x.movedim(last, -1) @ _waves(length, bins, x.dtype)
-    re, im = (part.movedim(-1, last) for part in (found[..., :bins], found[..., bins:]))
+    re, im = (part.movedim(-1, last) for part in _transformed(x.movedim(last, -1), None, bins))
     return _c2c(_scaled(ComplexTensor(re, im), [length], normalization), others, normalization, True)
 
 
@@ -57,11 +94,8 @@ def _c2c(x: ComplexTensor, dim: Sequence[int], normalization: int, forward: bool
     """Transform along each of `dim`; backwards it is the same with the sign of the imaginary parts changed."""
     re, im = x.re, x.im if forward else -x.im
     for at in dim:
-        length = x.shape[at]
-        waves = _waves(length, length, re.dtype)
-        a, b = (part.movedim(at, -1) @ waves for part in (re, im))
-        re = (a[..., :length] - b[..., length:]).movedim(-1, at)
-        im = (a[..., length:] + b[..., :length]).movedim(-1, at)
+        found = _transformed(re.movedim(at, -1), im.movedim(at, -1), x.shape[at])
+        re, im = (part.movedim(-1, at) for part in found)
     return _scaled(ComplexTensor(re, im if forward else -im), [x.shape[at] for at in dim], normalization)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -152,9 +153,18 @@ def _parts(lowering: Lowering, node: fx.Node, x: Value, _: Any, dim: int = 0) ->
     found = []
     for part in node.meta["val"]:
         shape = tuple(lowering.sizes(size) for size in part.shape)
-        found.append(_shifted(x, shape, dim, begin))
+        found.append(replace(_shifted(x, shape, dim, begin), blocks=_whole_blocks(x, shape, dim, begin)))
         begin = begin + shape[dim]
     return tuple(found)
+
+
+def _whole_blocks(x: Value, shape: Sequence[Any], dim: int, begin: Any) -> Value | None:
+    """See a part of the channels in blocks, if it is made of whole ones."""
+    if x.blocks is None or dim != 1 or begin % x.blocks.shape[-1] or shape[1] % x.blocks.shape[-1]:
+        return None
+    size = x.blocks.shape[-1]
+    deep = (x.blocks.shape[0], shape[1] // size, *x.blocks.shape[2:])
+    return _shifted(x.blocks, deep, 1, begin // size)
 
 
 def _shifted(x: Value, shape: Sequence[Any], dim: int, begin: Any) -> Value:
