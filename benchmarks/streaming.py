@@ -83,23 +83,14 @@ def _prepared(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the facts of each precision after compiling those that the folder does not hold yet."""
     known = folder / f"facts-{options.size}.json"
     facts: dict[str, Any] = json.loads(known.read_text()) if known.is_file() else {}
-    # Peers read what is exported of fp32.
-    missing = [
-        precision for precision in dict.fromkeys(("fp32", *options.precisions)) if precision not in facts
-    ]
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            streaming_engines.__file__,
-            "prepare",
-            str(folder),
-            str(options.size),
-            *missing,
-        ]
-        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        facts |= json.loads(found.stdout.splitlines()[-1])
-        known.write_text(json.dumps(facts))
+    folder.mkdir(parents=True, exist_ok=True)
+    for precision in dict.fromkeys(("fp32", *options.precisions)):  # peers read what is exported of fp32
+        if precision not in facts:
+            worker = streaming_engines.__file__
+            command = [sys.executable, worker, "prepare", str(folder), str(options.size), precision]
+            found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            facts[precision] = json.loads(found.stdout.splitlines()[-1])
+            known.write_text(json.dumps(facts))
     return facts
 
 

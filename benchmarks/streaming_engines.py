@@ -1,6 +1,6 @@
 """The engines of `streaming.py`, and one engine's side of it: times the stream in a process of its own.
 
-python streaming_engines.py prepare FOLDER SIZE PRECISION...   compiles and exports; prints facts as JSON
+python streaming_engines.py prepare FOLDER SIZE PRECISION      compiles and exports; prints facts as JSON
 python streaming_engines.py ENGINE THREADS                     times a precision, prepared in its FOLDER
 """
 
@@ -26,8 +26,8 @@ PRECISIONS = ("fp32", "bf16", "int8", "int8-sparse")
 _CLASSES, _FRAMES = 400, 16
 
 
-def prepare(folder: Path, size: int, precisions: list[str]) -> dict[str, Any]:
-    """Compile each precision into FOLDER/PRECISION, and export what peers read; gives facts by precision."""
+def prepare(folder: Path, size: int, precision: str) -> dict[str, Any]:
+    """Compile a precision into FOLDER/PRECISION, and export what peers read; gives its facts."""
     import torch
 
     import specqd
@@ -41,7 +41,6 @@ def prepare(folder: Path, size: int, precisions: list[str]) -> dict[str, Any]:
     compiled = _example("compiled")
     with torch.no_grad():
         wanted = model(clips[:1])
-    facts: dict[str, Any] = {}
     captured = compiled.capture(model, clips[:1])
     int8 = QuantizeINT8(data=Data.of(clips))
     # Which zeros are left, calibrated or not, does not matter to the speed.
@@ -51,23 +50,20 @@ def prepare(folder: Path, size: int, precisions: list[str]) -> dict[str, Any]:
         "int8": lambda p: int8(p).program,
         "int8-sparse": lambda p: int8(Pipeline.parse("sparsify{sparsity=0.65}")(p)).program,
     }
-    for precision in precisions:
-        began = time.perf_counter()
-        program = Pipeline.parse("stream-frames")(steps[precision](captured))
-        place = folder / precision
-        specqd.compile(program, place, pipeline="", force=True)
-        seconds = time.perf_counter() - began
-        stream = specqd.load(place)
-        for at in range(_FRAMES):
-            found = stream(clips[:1, at : at + 1])
-        error = float((found - wanted).norm() / wanted.norm())
-        facts[precision] = {"build_s": round(seconds, 1), "error": round(error, 5)}
-        given = (clips[:1, :1], *new_caches(program).values())
-        module = program.module()
-        torch.export.save(torch.export.export(module, given, strict=False), place / "stream.pt2")
-        if precision != "bf16" and find_spec("onnxscript"):  # which peers make of float32 themselves
-            torch.onnx.export(module, given, place / "model.onnx", dynamo=True, verbose=False)
-    return facts
+    began = time.perf_counter()
+    program = Pipeline.parse("stream-frames")(steps[precision](captured))
+    place = folder / precision
+    specqd.compile(program, place, pipeline="", force=True)
+    seconds = time.perf_counter() - began
+    stream = specqd.load(place)
+    for at in range(_FRAMES):
+        found = stream(clips[:1, at : at + 1])
+    given = (clips[:1, :1], *new_caches(program).values())
+    module = program.module()
+    torch.export.save(torch.export.export(module, given, strict=False), place / "stream.pt2")
+    if precision != "bf16" and find_spec("onnxscript"):  # which peers make of float32 themselves
+        torch.onnx.export(module, given, place / "model.onnx", dynamo=True, verbose=False)
+    return {"build_s": round(seconds, 1), "error": float((found - wanted).norm() / wanted.norm())}
 
 
 def _model() -> Any:
@@ -172,6 +168,6 @@ def _start() -> Mapping[str, Callable[..., Any]]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "prepare":
-        print(json.dumps(prepare(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])))
+        print(json.dumps(prepare(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
     else:
         serve(_start)
