@@ -1,15 +1,18 @@
-"""The models of `models.py`, with random weights: from torchvision, timm and transformers, and two of our own."""
+"""The models of `models.py`, with random weights: torchvision, timm, transformers and our own; those of `replay.py`."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from coverage_models import mend_torchvision
 from torch import Tensor, nn
 
-__all__ = ["MODELS", "build"]
+__all__ = ["AUDIO", "MODELS", "SECONDS", "build"]
 
 
 class UNet(nn.Module):
@@ -88,7 +91,33 @@ class _Encoder(nn.Module):
         return self.bert(tokens).last_hidden_state
 
 
+class _Replay(nn.Module):
+    """A system of examples/replay_detection with its weights: audio `[1, 1, time]` to scores."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        root = str(Path(__file__).parents[1])
+        if root not in sys.path:
+            sys.path.append(root)
+        from examples.replay_detection import systems
+        from examples.replay_detection.detector import Detector
+
+        trained = systems.load()
+        nets = {"LCNN": trained.lcnn, "LCNN and GRU": trained.lcnn_gru}
+        self.system = Detector(trained.fourier, nets[name]) if name in nets else trained
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.system(x[0, 0])
+        return found[0] if isinstance(found, tuple) else found
+
+
 _IMAGE = (3, 224, 224)
+#: of audio at 16 kHz, as much as the systems look at
+SECONDS = 53_598 / 16_000
+AUDIO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    name: (partial(_Replay, name), (1, 53_598)) for name in ("LCNN", "LCNN and GRU", "all systems")
+}
+"""The systems of `replay.py`, likewise."""
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ResNet-18": (_torchvision("resnet18"), _IMAGE),
     "ResNet-34": (_torchvision("resnet34"), _IMAGE),
@@ -106,7 +135,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def build(name: str, batch: int = 1) -> tuple[nn.Module, Tensor]:
     """Return a model with the same random weights each time, and a batch of random inputs."""
     torch.manual_seed(0)
-    make, shape = MODELS[name]
+    make, shape = (MODELS | AUDIO)[name]
     module: Any = make().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     if len(shape) == 1:

@@ -43,7 +43,13 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Measure, print, and write what `report` writes."""
-    options = _options()
+    options = read_options("Measure whole models against other engines.", list(MODELS), ["ResNet-18", "UNet"])
+    rows, details = measured(options)
+    report.write("models", [_table(rows), _means(rows)], {"model": "whole models", **details}, rows, options)
+
+
+def measured(options: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
+    """Return a row for each model and precision, and how it was measured."""
     os.environ |= {"TVM_NUM_THREADS": str(options.threads), "TVM_BIND_THREADS": "0"}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -64,30 +70,30 @@ def main() -> None:
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
     details = {
-        "model": "whole models",
         "rounds": options.rounds,
         "threads": options.threads,
         "FP32 peak, GFLOP/s": round(fastest),
         "cores used by other processes, at most": round(quiet.worst, 3),
     }
-    report.write("models", [_table(rows), _means(rows)], details, rows, options)
+    return rows, details
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure whole models against other engines.")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+def read_options(description: str, models: list[str], few: list[str]) -> argparse.Namespace:
+    """Read the options of a benchmark of these models, of which `--quick` takes a few."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--models", nargs="+", default=models, choices=models)
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     others = [name for name in ENGINES if name != "specqd"]
     parser.add_argument("--engines", nargs="+", default=others, choices=others, help="the peers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="folder for what is compiled, to use it again")
-    parser.add_argument("--quick", action="store_true", help="ResNet-18 and UNet, two rounds")
+    parser.add_argument("--quick", action="store_true", help=f"{' and '.join(few)}, two rounds")
     report.add_options(parser)
     options = parser.parse_args()
     if options.quick:
         options.rounds = 2
-        options.models = ["ResNet-18", "UNet"] if options.models == list(MODELS) else options.models
+        options.models = few if options.models == models else options.models
     return options
 
 

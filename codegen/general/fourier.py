@@ -61,15 +61,17 @@ def _transformed(re: Tensor, im: Tensor | None, bins: int) -> tuple[Tensor, Tens
     if length < SHORT or rows < 8:
         return _times(re, im, _waves(length, bins, re.dtype))
     columns = length // rows
-    re, im = (
-        None if part is None else part.unflatten(-1, (rows, columns)).transpose(-1, -2) for part in (re, im)
-    )
-    re, im = _times(re, im, _waves(rows, rows, re.dtype))
+
+    def by_time(part: Tensor) -> Tensor:
+        return part.unflatten(-1, (rows, columns)).transpose(-1, -2)
+
+    waves = _waves(rows, rows, re.dtype)
+    re, im = _times(by_time(re), None if im is None else by_time(im), waves)
     cosines, sines = _turned(length, columns, rows, re.dtype).chunk(2, 1)
     re, im = re * cosines - im * sines, re * sines + im * cosines
     last = _waves(columns, -(-bins // rows), re.dtype)
     re, im = _times(re.transpose(-1, -2), im.transpose(-1, -2), last)
-    return tuple(part.transpose(-1, -2).flatten(-2)[..., :bins] for part in (re, im))
+    return re.transpose(-1, -2).flatten(-2)[..., :bins], im.transpose(-1, -2).flatten(-2)[..., :bins]
 
 
 def _times(re: Tensor, im: Tensor | None, waves: Tensor) -> tuple[Tensor, Tensor]:
