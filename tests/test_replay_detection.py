@@ -29,9 +29,6 @@ from examples.replay_detection.train import fit_network, scores
 from specqd.errors import InputError
 
 SAMPLES = systems.WEIGHTS.parent / "samples"
-trained = pytest.mark.skipif(
-    not systems.WEIGHTS.is_file(), reason="the example has no weights yet: run its module fit"
-)
 
 
 @pytest.fixture
@@ -450,7 +447,6 @@ def test_a_plot_is_brightest_where_it_is_loudest(tmp_path):
 # -- the whole way ----------------------------------------------------------------------------------------------------
 
 
-@trained
 def test_raw_audio_to_score_is_one_artifact(tmp_path):
     every = systems.load()
     detector = Detector(every.fourier, every.lcnn).eval()
@@ -467,7 +463,6 @@ def test_raw_audio_to_score_is_one_artifact(tmp_path):
     )
 
 
-@trained
 @pytest.mark.extended
 def test_the_command_scores_by_all_systems(tmp_path, monkeypatch):
     from typer.testing import CliRunner
