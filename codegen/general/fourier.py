@@ -36,7 +36,8 @@ def _waves(length: Any, bins: int, dtype: torch.dtype) -> Tensor:
     """Return `exp(-2 pi i t k / length)` for times t and bins k: cosines and sines `[length, 2 * bins]`."""
     if length > LONGEST:
         raise CodegenError(
-            f"a Fourier transform of {length} elements is not compiled, {LONGEST} are the most"
+            f"a Fourier transform of {length} elements is not compiled: beyond {LONGEST} a length has to be a product "
+            f"of two numbers from 8 to {LONGEST}; pad it to such a one"
         )
     return _turned(length, length, bins, dtype)
 

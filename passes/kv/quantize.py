@@ -40,7 +40,9 @@ class QuantizeKV(Pass):
        make the steps of all others coarse. Keys have a scale for each channel, and would gain nothing.
     6. `turbo3`, `turbo4` and `turbo5` rotate each key or value alike, and round its channels to the 8, 16 or 32 levels
        that suit a normal distribution best, with a BF16 scale for each position and head (TurboQuant).
-    7. Refused: attention without a cache, a cache that is quantised already, whole blocks of a cache in which something
+    7. MXFP4 is no format of caches: its levels lie densest around zero, where a channel of keys does not, and its
+       scales are powers of two (benchmarks/kv_quality.py measures what it would lose).
+    8. Refused: attention without a cache, a cache that is quantised already, whole blocks of a cache in which something
        is selected, a rotation of a number of channels that no 8 divides, and `turbo` of one that no 32 divides.
 
     Attributes:
