@@ -15,10 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -33,10 +30,8 @@ from dense_layers import LAYERS, Layer
 from dense_subject import PRECISIONS, kernel
 from peers.client import Peer
 
-from specqd.codegen.isa import ISA, named
+from specqd.codegen.isa import ISA
 from specqd.peaks import measure_peaks
-from specqd.runtime.cpu import cpu_features
-from specqd.runtime.tiles import permit_tiles
 
 _SECONDS = 0.03  # of a measurement
 _WAIT = 2.0  # at most, for other processes to finish
@@ -47,10 +42,7 @@ Row = dict[str, Any]
 def main() -> None:
     """Measure, print, and write what `report` writes."""
     options = _options()
-    isa = named(options.isa, cpu_features())
-    os.environ |= {"TVM_NUM_THREADS": str(options.threads), "TVM_BIND_THREADS": "0"}
-    if isa.tiles:
-        permit_tiles()
+    isa = machine.instruction_set(options.isa, options.threads)
     layers = [layer for layer in LAYERS if layer.model in options.models]
     if options.quick:
         layers = layers[:: max(1, len(layers) // 8)]
@@ -122,13 +114,7 @@ def _measure(
             if precision == "float32" or (name, precision) == ("torch", "bfloat16"):
                 asked = {**asdict(layer), "dtype": precision, "threads": options.threads}
                 engines[name, precision] = partial(peer.seconds, layer=asked)
-    repeats = {key: max(3, math.ceil(_SECONDS / run(3))) for key, run in engines.items()}
-    taken: dict[tuple[str, str], list[float]] = {key: [] for key in engines}
-    order = list(engines)
-    for number in range(options.rounds):
-        for key in order[number % len(order) :] + order[: number % len(order)]:
-            time.sleep(_PAUSE)
-            taken[key].append(engines[key](repeats[key]))
+    taken = machine.in_turns(engines, options.rounds, _SECONDS, _PAUSE)
     rows = []
     for precision in options.precisions:
         of = {name: median(times) for (name, kind), times in taken.items() if kind == precision}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from specqd.runtime.cpu import cpu_name
+from specqd.codegen.isa import ISA, named
+from specqd.runtime.cpu import cpu_features, cpu_name
+from specqd.runtime.tiles import permit_tiles
 
-__all__ = ["Quiet", "facts", "versions"]
+__all__ = ["Quiet", "facts", "in_turns", "instruction_set", "versions"]
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -44,6 +48,34 @@ def versions(*names: str) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def instruction_set(name: str, threads: int) -> ISA:
+    """Let this process run compiled kernels of an instruction set on so many threads; return it."""
+    isa = named(name, cpu_features())
+    os.environ |= {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"}
+    if isa.tiles:
+        permit_tiles()
+    return isa
+
+
+def in_turns(
+    runs: Mapping[K, Callable[[int], float]], rounds: int, seconds: float, pause: float = 0.0
+) -> dict[K, list[float]]:
+    """Take a measurement of each run in each round, which begins with another one each time.
+
+    A run does something so many times and returns the seconds of one; a measurement lasts about `seconds`, and begins
+    after a `pause`, in which the threads of others stop spinning.
+    """
+    repeats = {key: max(3, math.ceil(seconds / run(3))) for key, run in runs.items()}
+    taken: dict[K, list[float]] = {key: [] for key in runs}
+    order = list(runs)
+    for number in range(rounds):
+        first = number % len(order)
+        for key in order[first:] + order[:first]:
+            time.sleep(pause)
+            taken[key].append(runs[key](repeats[key]))
+    return taken
 
 
 class Quiet:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from model_zoo import build
 from peers.protocol import serve, timing
 
-__all__ = ["ENGINES", "PRECISIONS"]
+__all__ = ["ENGINES", "PRECISIONS", "Engine", "onnxruntime_session", "openvino_network"]
 
 PRECISIONS = ("float32", "bf16", "int8")
 
@@ -93,16 +93,28 @@ def _torch(
 
 
 def _onnxruntime(model: str, folder: str, precision: str, threads: int) -> Callable[[], Any]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(f"{folder}/{precision}/model.onnx", options)
+    session = onnxruntime_session(f"{folder}/{precision}/model.onnx", threads)
     given = {session.get_inputs()[0].name: _input(model)}
     return lambda: session.run(None, given)
 
 
 def _openvino(model: str, folder: str, precision: str, threads: int) -> Callable[[], Any]:
+    network = openvino_network(f"{folder}/{precision}/model.onnx", precision, threads)
+    request, x = network.create_infer_request(), _input(model)
+    return lambda: request.infer([x], share_inputs=True, share_outputs=True)
+
+
+def onnxruntime_session(file: str, threads: int) -> Any:
+    """Load an ONNX file into onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(file, options)
+
+
+def openvino_network(file: str, precision: str, threads: int) -> Any:
+    """Compile an ONNX file with OpenVINO, which makes BF16 of float32 itself."""
     import openvino
 
     properties = {
@@ -110,9 +122,7 @@ def _openvino(model: str, folder: str, precision: str, threads: int) -> Callable
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    network = openvino.Core().compile_model(f"{folder}/{precision}/model.onnx", "CPU", properties)
-    request, x = network.create_infer_request(), _input(model)
-    return lambda: request.infer([x], share_inputs=True, share_outputs=True)
+    return openvino.Core().compile_model(file, "CPU", properties)
 
 
 def _input(model: str) -> Any:

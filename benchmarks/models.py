@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -120,13 +118,7 @@ def _measure(
         for name, peer in peers.items():
             if precision in ENGINES[name].precisions:
                 runs[name, precision] = partial(peer.seconds, **asked)
-    repeats = {key: max(3, math.ceil(_SECONDS / run(3))) for key, run in runs.items()}
-    taken: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    order = list(runs)
-    for number in range(options.rounds):
-        for key in order[number % len(order) :] + order[: number % len(order)]:
-            time.sleep(_PAUSE)
-            taken[key].append(runs[key](repeats[key]))
+    taken = machine.in_turns(runs, options.rounds, _SECONDS, _PAUSE)
     rows = []
     for precision in options.precisions:
         of = {name: median(times) for (name, kind), times in taken.items() if kind == precision}

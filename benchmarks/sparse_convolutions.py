@@ -13,8 +13,6 @@ at random.
 from __future__ import annotations
 
 import argparse
-import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
@@ -25,9 +23,7 @@ import report
 from dense_layers import LAYERS, Layer
 from dense_subject import kernel
 
-from specqd.codegen.isa import ISA, named
-from specqd.runtime.cpu import cpu_features
-from specqd.runtime.tiles import permit_tiles
+from specqd.codegen.isa import ISA
 
 _SECONDS = 0.02  # of a measurement
 _APART = 64_000_000  # bytes of weights between two uses of the same: more than the cores' own caches hold
@@ -38,10 +34,7 @@ Row = dict[str, Any]
 def main() -> None:
     """Measure, print, and write what `report` writes."""
     options = _options()
-    isa = named(options.isa, cpu_features())
-    os.environ |= {"TVM_NUM_THREADS": str(options.threads), "TVM_BIND_THREADS": "0"}
-    if isa.tiles:
-        permit_tiles()
+    isa = machine.instruction_set(options.isa, options.threads)
     layers = [layer for layer in LAYERS if layer.model == "ResNet-50" and layer.inputs > 3]
     quiet = machine.Quiet()
     quiet.WAIT, quiet.TRIES = 1.0, 1
@@ -82,12 +75,7 @@ def _measure(layer: Layer, isa: ISA, options: argparse.Namespace) -> Row:
         "near": kernel(layer, "uint8", isa)[1],
         "fewer": kernel(replace(layer, inputs=left), "uint8", isa, weights=-(-_APART // size))[1],
     }
-    repeats = {name: max(3, math.ceil(_SECONDS / run(3))) for name, run in runs.items()}
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
-    for number in range(options.rounds):
-        for name in order[number % 3 :] + order[: number % 3]:
-            taken[name].append(runs[name](repeats[name]))
+    taken = machine.in_turns(runs, options.rounds, _SECONDS)
     seconds = {name: median(times) for name, times in taken.items()}
     return {
         "layer": layer.name,

@@ -11,7 +11,6 @@ fastest format gives, whether codegen would choose it (`chosen`), and which part
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -23,10 +22,8 @@ import torch
 from sparse_subject import arrays, compiled, stored
 from torch import Tensor
 
-from specqd.codegen.isa import ISA, named
+from specqd.codegen.isa import ISA
 from specqd.codegen.sparse_kernels import PRECISIONS, Choice, choose, ranked
-from specqd.runtime.cpu import cpu_features
-from specqd.runtime.tiles import permit_tiles
 
 LAYERS = {
     **{f"SmolLM2-135M {name}": shape for name, shape in {
@@ -44,10 +41,7 @@ Row = dict[str, Any]
 def main() -> None:
     """Measure, print, and write what `report` writes."""
     options = _options()
-    isa = named(options.isa, cpu_features())
-    os.environ |= {"TVM_NUM_THREADS": str(options.threads), "TVM_BIND_THREADS": "0"}
-    if isa.tiles:
-        permit_tiles()
+    isa = machine.instruction_set(options.isa, options.threads)
     rows, quiet = report.Kept(options, _key), machine.Quiet()
     quiet.WAIT, quiet.TRIES = 1.0, 1
     for key in _wanted(options):

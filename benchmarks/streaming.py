@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -101,16 +99,12 @@ def _measure(folder: Path, peers: Mapping[str, Peer], options: argparse.Namespac
         for name, peer in peers.items()
         if precision in ENGINES[name].precisions
     }
-    repeats = {key: max(3, math.ceil(_SECONDS / run(3))) for key, run in runs.items()}
-    rows, order = [], list(runs)
-    for number in range(options.rounds):
-        for name, precision in order[number % len(order) :] + order[: number % len(order)]:
-            time.sleep(_PAUSE)
-            seconds = runs[name, precision](repeats[name, precision])
-            rows.append(
-                {"round": number, "engine": name, "precision": precision, "fps": round(1 / seconds, 2)}
-            )
-    return rows
+    taken = machine.in_turns(runs, options.rounds, _SECONDS, _PAUSE)
+    return [
+        {"round": number, "engine": name, "precision": precision, "fps": round(1 / seconds, 2)}
+        for (name, precision), times in taken.items()
+        for number, seconds in enumerate(times)
+    ]
 
 
 def _table(rows: Sequence[Row], facts: Mapping[str, Any]) -> report.Table:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_engines import Engine
+from model_engines import Engine, onnxruntime_session, openvino_network
 from peers.protocol import serve, timing
 
 __all__ = ["ENGINES", "PRECISIONS"]
@@ -114,11 +114,7 @@ def _torch(folder: str, precision: str, threads: int, *, compiled: bool = False)
 
 
 def _onnxruntime(folder: str, precision: str, threads: int) -> Callable[[], Any]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(f"{folder}/{precision}/model.onnx", options)
+    session = onnxruntime_session(f"{folder}/{precision}/model.onnx", threads)
     names = [given.name for given in session.get_inputs()]
     frame, *states = (np.zeros(given.shape, np.float32) for given in session.get_inputs())
 
@@ -130,15 +126,8 @@ def _onnxruntime(folder: str, precision: str, threads: int) -> Callable[[], Any]
 
 
 def _openvino(folder: str, precision: str, threads: int) -> Callable[[], Any]:
-    import openvino
-
-    properties = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    file = f"{folder}/{'fp32' if precision == 'bf16' else precision}/model.onnx"
-    network = openvino.Core().compile_model(file, "CPU", properties)
+    exported = "fp32" if precision == "bf16" else precision
+    network = openvino_network(f"{folder}/{exported}/model.onnx", precision, threads)
     request = network.create_infer_request()
     frame, *states = (np.zeros(tuple(given.shape), np.float32) for given in network.inputs)
 
