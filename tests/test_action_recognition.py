@@ -254,3 +254,31 @@ def test_what_is_no_video(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match="pip install av"), video.read(str(text)):
         pass
+
+
+def test_damage_and_emptiness_are_said_and_no_unfinished_file_stays(tmp_path):
+    av = pytest.importorskip("av", reason="videos need PyAV")
+
+    def damaged():
+        yield av.VideoFrame(16, 16, "rgb24")
+        raise av.error.InvalidDataError(1, "Invalid data found")
+
+    for frames, why in (
+        (damaged(), "clip is damaged after 1 frames: Invalid data"),
+        (iter(()), "of no frames"),
+    ):
+        with pytest.raises(InputError, match=why):
+            list(video._decoded("clip", frames))
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    nowhere, target = tmp_path / "a" / "b.mp4", tmp_path / "out.mp4"
+    with pytest.raises(InputError, match="cannot be written as a video"), video.writing(nowhere, 10) as write:
+        write(pixels)
+
+    def interrupted():
+        with video.writing(target, 10) as write:
+            write(pixels)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert not target.exists()

@@ -20,7 +20,8 @@ __all__ = ["annotated", "read", "square", "writing"]
 def read(source: str) -> Iterator[tuple[Fraction, Iterator[np.ndarray]]]:
     """Open a video file, or the camera of that number; give its frames a second, and frames uint8 `[H, W, 3]`.
 
-    Raises InputError if PyAV is missing, the source cannot be opened, or it holds no video.
+    Raises InputError if PyAV is missing, the source cannot be opened or holds no video, and among the frames if there
+    are none, or what follows cannot be decoded.
     """
     av = _av()
     try:
@@ -33,26 +34,49 @@ def read(source: str) -> Iterator[tuple[Fraction, Iterator[np.ndarray]]]:
             raise InputError(f"{source} holds no video; give a file that does, or the number of a camera")
         stream = container.streams.video[0]
         rate = stream.average_rate or Fraction(25)
-        yield rate, (frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
+        yield rate, _decoded(source, container.decode(stream))
+
+
+def _decoded(source: str, frames: Iterator[Any]) -> Iterator[np.ndarray]:
+    count = 0
+    try:
+        for count, frame in enumerate(frames, 1):  # noqa: B007
+            yield frame.to_ndarray(format="rgb24")
+    except _av().error.FFmpegError as error:
+        raise InputError(f"{source} is damaged after {count} frames: {error.strerror or error}") from error
+    if not count:
+        raise InputError(f"{source} holds a video of no frames; record it again")
 
 
 @contextmanager
 def writing(path: Path, rate: Fraction) -> Iterator[Any]:
-    """Open a video file to write; give what takes frames uint8 `[H, W, 3]`, all of one size, one by one."""
-    av = _av()
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate, options={"qscale": "3"})
+    """Open a video file to write; give what takes frames uint8 `[H, W, 3]`, all of one size, one by one.
 
-        def write(pixels: np.ndarray) -> None:
-            if not stream.width or stream.width != pixels.shape[1] & ~1:
-                stream.height, stream.width = (
-                    size & ~1 for size in pixels.shape[:2]
-                )  # which the codec wants
-            even = np.ascontiguousarray(pixels[: stream.height, : stream.width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+    A file that is not finished is removed. Raises InputError if it cannot be written.
+    """
+    av, done = _av(), False
+    try:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=rate, options={"qscale": "3"})
 
-        yield write
-        container.mux(stream.encode())
+            def write(pixels: np.ndarray) -> None:
+                if stream.width != pixels.shape[1] & ~1:  # before the first frame
+                    stream.height, stream.width = (
+                        size & ~1 for size in pixels.shape[:2]
+                    )  # as the codec wants
+                even = np.ascontiguousarray(pixels[: stream.height, : stream.width])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+
+            yield write
+            container.mux(stream.encode())
+        done = True
+    except (OSError, ValueError, av.error.FFmpegError) as error:
+        raise InputError(
+            f"{path} cannot be written as a video: {error}; give a path such as out.mp4"
+        ) from error
+    finally:
+        if not done and path.is_file():
+            path.unlink()
 
 
 def square(pixels: np.ndarray, size: int) -> np.ndarray:

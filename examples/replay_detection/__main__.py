@@ -19,7 +19,7 @@ from specqd.verified import cache_directory
 from . import systems
 from .audio import read
 from .plot import draw
-from .spectra import RATE
+from .spectra import HOP, RATE
 
 __all__ = ["app"]
 
@@ -54,7 +54,7 @@ def score(
         Console().print(table, *(f"note: {notice}" for notice in audio.notices), sep="\n")
         picture = (plot or file.parent) / f"{file.stem}.png"
         shown = np.asarray(levels)
-        draw(shown, shown.shape[1] * 130 / RATE, file.name, picture)
+        draw(shown, shown.shape[1] * HOP / RATE, file.name, picture)
         print(f"spectrogram: {picture}")
 
 

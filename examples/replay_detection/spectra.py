@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FLOOR", "RATE", "ConstantQ", "Fourier", "fit", "normalised"]
+__all__ = ["FLOOR", "HOP", "RATE", "ConstantQ", "Fourier", "fit", "normalised"]
 
 RATE = 16_000
+#: samples between frames of `Fourier`
+HOP = 130
 #: added to powers before their logarithm; 16-bit audio has a rounding error of some 1e-10 of full scale
 FLOOR = 1e-10
 
@@ -32,7 +34,7 @@ class Fourier(nn.Module):
     Input: audio `[time]`, float32 in [-1, 1]. Output `[864, 400]`: the bins of 1728 points but the last.
     """
 
-    def __init__(self, points: int = 1728, window: int = 1724, hop: int = 130, frames: int = 400) -> None:
+    def __init__(self, points: int = 1728, window: int = 1724, hop: int = HOP, frames: int = 400) -> None:
         """Make the window."""
         super().__init__()
         self.points, self.hop = points, hop
