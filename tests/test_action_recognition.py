@@ -224,6 +224,16 @@ def test_the_demo_annotates_a_video(artifact, tmp_path, monkeypatch, capsys):
     assert rate == 10 and last.shape == (192, 192, 3)
 
 
+@pytest.mark.parametrize("size", [(361, 641), (48, 640)])
+def test_a_video_is_as_large_as_its_frames(tmp_path, size):
+    """640 is what the codec would take unasked."""
+    pytest.importorskip("av", reason="videos need PyAV")
+    with video.writing(tmp_path / "out.mp4", 10) as write:
+        write(np.zeros((*size, 3), np.uint8))
+    with video.read(str(tmp_path / "out.mp4")) as (_, frames):
+        assert [frame.shape for frame in frames] == [(size[0] & ~1, size[1] & ~1, 3)]
+
+
 def test_what_is_said_stands_in_a_corner():
     grey = np.full((192, 240, 3), 128, np.uint8)
     found = video.annotated(grey, ["left, 99 %", "85 frames/s"])

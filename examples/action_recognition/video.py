@@ -60,10 +60,8 @@ def writing(path: Path, rate: Fraction) -> Iterator[Any]:
             stream = container.add_stream("mpeg4", rate=rate, options={"qscale": "3"})
 
             def write(pixels: np.ndarray) -> None:
-                if stream.width != pixels.shape[1] & ~1:  # before the first frame
-                    stream.height, stream.width = (
-                        size & ~1 for size in pixels.shape[:2]
-                    )  # as the codec wants
+                if not stream.codec_context.is_open:  # the codec wants even sizes
+                    stream.height, stream.width = (size & ~1 for size in pixels.shape[:2])
                 even = np.ascontiguousarray(pixels[: stream.height, : stream.width])
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
 
