@@ -25,6 +25,7 @@ from examples.replay_detection.mixtures import LikelihoodRatio, Mixture
 from examples.replay_detection.plot import draw
 from examples.replay_detection.prepare import RECIPES
 from examples.replay_detection.spectra import FLOOR, RATE, Fourier, fit
+from examples.replay_detection.speech import fetch
 from examples.replay_detection.train import fit_network, scores
 from specqd.errors import InputError
 
@@ -476,3 +477,10 @@ def test_the_command_scores_by_all_systems(tmp_path, monkeypatch):
     fused = [line for line in result.stdout.splitlines() if "fused" in line]
     assert "genuine" in fused[0] and "replayed" in fused[1]
     assert (tmp_path / "genuine.png").is_file()
+
+
+def test_packages_that_cannot_be_fetched_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # which has no apt-get
+    with pytest.raises(InputError, match="asterisk-core-sounds-en-g722 cannot be fetched"):
+        fetch(tmp_path / "packages")
+    assert not list((tmp_path / "packages").glob("*"))

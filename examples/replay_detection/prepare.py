@@ -8,7 +8,7 @@ can be compared with one of the ASVspoof challenges.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,9 @@ def _record(job: tuple[asvspoof.Trial, tuple[int, ...], World, np.ndarray]) -> N
 
 def main() -> None:
     """Prepare all parts in the folder that is given."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description="Prepare speech, rooms and simulated replays.")
+    parser.add_argument("data", type=Path, help="folder to write to")
+    folder = parser.parse_args().data
     speech.fetch(folder / "packages")
     for part in RECIPES:
         materials(folder, part)

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from specqd.errors import InputError
+from specqd.staging import staged_directory
+
 from .spectra import RATE
 
 __all__ = ["VOICES", "fetch", "utterances"]
@@ -24,15 +27,24 @@ SHORTEST, LONGEST = 1.2, 3.5
 
 
 def fetch(folder: Path) -> None:
-    """Download the packages with apt and unpack them, without installing, into `folder`/LANGUAGE."""
+    """Download the packages with apt and unpack them, without installing, into `folder`/LANGUAGE.
+
+    Raises InputError if apt or dpkg is not there, or fails.
+    """
     for language in (language for languages in VOICES.values() for language in languages):
         if (folder / language).is_dir():
             continue
         name = f"asterisk-core-sounds-{language}-g722"
-        with tempfile.TemporaryDirectory() as scratch:
-            subprocess.run(["apt-get", "download", name], cwd=scratch, check=True)
-            (package,) = Path(scratch).glob("*.deb")
-            subprocess.run(["dpkg", "-x", str(package), str(folder / language)], check=True)
+        with tempfile.TemporaryDirectory() as scratch, staged_directory(folder / language) as new:
+            try:
+                subprocess.run(["apt-get", "download", name], cwd=scratch, check=True)
+                (package,) = Path(scratch).glob("*.deb")
+                subprocess.run(["dpkg", "-x", str(package), str(new)], check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise InputError(
+                    f"the Debian package {name} cannot be fetched ({error}): run apt-get update first, or unpack it "
+                    f"into {folder / language} yourself"
+                ) from error
 
 
 def utterances(folder: Path, voice: str) -> Iterator[tuple[str, np.ndarray]]:
