@@ -65,6 +65,7 @@ def main() -> None:
     tables = [quality(mine, metric, what), cost(mine, metric)]
     if options.classifier:
         tables.insert(1, quality(mine, "agreement", what))
+    tables = [table for table in tables if table.rows]
     details = {"model": name, "calibration samples": options.samples, "threads": options.threads}
     report.write(f"prune_quality-{name}", tables, details, mine, options, list(rows.values()))
     plot(mine, metric, options.output / f"prune_quality-{name}.png")
