@@ -60,7 +60,8 @@ def _plan(program: Program) -> Iterator[tuple[str, int, bool]]:
             yield from ((name, rows, True) for rows in PREFILL_ROWS)
         filled |= caches
     if program.selection:
-        yield OBSERVER, program.selection.window, True
+        # For a draft it looks on while the target checks what the draft proposed.
+        yield OBSERVER, program.selection.window, program.selection.entry == program.chain[0]
 
 
 def build(

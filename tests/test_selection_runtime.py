@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ from specqd.planning.tuning import tune
 from specqd.reference import Interpreter, inputs, new_caches, run
 from specqd.runtime.batch import Batch
 from specqd.runtime.cpu import cpu_features
-from specqd.runtime.engine import Engine
+from specqd.runtime.engine import Engine, Piece
 from specqd.runtime.model import Model
+from specqd.runtime.output import Output
+from specqd.runtime.sampling import Sampling
 from specqd.runtime.selections import selection_of
 from specqd.selection import Observed, keep, method
 
@@ -96,6 +98,23 @@ def test_a_draft_that_sees_less_changes_nothing(of_draft: Path, length: int, pla
     assert answer(model, prompt(length), 150, plan) == plain
     model.engine.schedule = lambda: None  # type: ignore[method-assign]
     assert answer(model, prompt(length), 150, None) == plain
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(seed=1, coupling="rejection")])
+def test_a_draft_is_selected_for_in_passes_that_check_it(of_draft: Path, sampling: Sampling | None) -> None:
+    model, log = specqd.load(of_draft, 2), list[tuple[str, int]]()
+    feed = model.engine.feed_pieces
+
+    def noted(entry: str, pieces: Sequence[Piece]) -> Output:
+        log.append((entry, pieces[0].start + len(pieces[0].tokens)))
+        return feed(entry, pieces)
+
+    model.engine.feed_pieces = noted  # type: ignore[method-assign]
+    plan = "target <- draft@fixed:3"
+    answered = model.generate(prompt(5), 150, plan=plan, sampling=sampling, ignore_eos=True)
+    before = [log[i - 1][0] for i, (entry, _) in enumerate(log) if entry == OBSERVER]
+    assert len(before) > 1 and set(before) == {"draft"}
+    assert len(answered.tokens) == 150
 
 
 def test_nothing_is_selected_for_a_plan_that_has_no_use_for_it(of_draft: Path, of_target: Path) -> None:
@@ -445,7 +464,7 @@ def test_by_default_a_draft_sees_four_times_what_it_keeps(step: str, above: int)
     program = Pipeline.parse(f"{default_pipeline(168)}, {step}")(capture_llama())
     assert program.selection is not None
     assert program.selection.above == above
-    assert program.selection.window == (8 if step.startswith("draft") else 16)
+    assert program.selection.window == (4 if step.startswith("draft") else 16)
 
 
 def test_a_budget_of_too_few_megabytes_is_refused() -> None:

@@ -30,8 +30,8 @@ class SelectKV(Pass):
 
     The observer is the target with attention that also says how much weight each slot gets; it takes the place of the
     target in one pass of `window` rows whenever something is to be selected: at the end of the prompt and each
-    time that `every` more positions have come. So scores cost no pass of their own, and the matrix of weights is
-    never whole.
+    time that `every` more positions have come. So scores cost no pass of their own: for a draft it is one that checks
+    what the draft proposed. The matrix of weights is never whole.
 
     1. On the target: what is not selected is dropped from the cache, which then holds `tokens` and, until the next
        selection, the newest ones. The output is that of the model with this cache, and speculation leaves it so.
@@ -56,7 +56,7 @@ class SelectKV(Pass):
         above: texts of no more positions are left whole; 0: four times what a draft keeps, since a selection costs more
             than reading that, and no more than what the target keeps.
         every: positions that come until the next selection.
-        window: latest queries that are looked at, rows of the observer; 0: 8 for a draft, 16 in the target.
+        window: latest queries that are looked at, rows of the observer; 0: 4 for a draft, 16 in the target.
         sinks: first positions, always kept.
         recent: newest positions, always kept.
     """
@@ -153,7 +153,7 @@ class SelectKV(Pass):
             tokens=tokens,
             above=max(tokens, self.above or tokens * (1 if in_target else 4)),
             every=self.every,
-            window=self.window or min(self.recent, 16 if in_target else 8),
+            window=self.window or min(self.recent, 16 if in_target else 4),
             sinks=self.sinks,
             recent=self.recent,
         )

@@ -132,7 +132,7 @@ class Verifier:
         due = self.schedule.due
         start = max(0, due - self.schedule.selection.window)
         if self.fed < start:
-            yield from self._fill(text, min((start, due), key=self._passes))
+            yield from self._fill(text, min(range(start, due + 1), key=self._passes))
         # What was fed before is fed again: the same bits, but now its attention is told.
         output = yield Pass(OBSERVER, text[start:due], start)
         self.fed = due
@@ -159,24 +159,21 @@ class Verifier:
 
         Ends with the first stop token. The cache must have a place for the last token of the text.
         """
-        if self.schedule and self.schedule.due == len(text):
+        schedule = self.schedule
+        observed = schedule is not None and schedule.due <= len(text)
+        if observed and schedule and schedule.drops:
             return (yield from self._observed_round(text))
-        if len(text) - self.fed > self._room():
+        if len(text) - self.fed > self._rows(text):
             yield from self._fill(text, len(text) - 1)
-        rows = self._room()
-        if self.schedule:
-            # Where a selection is due, the text must end as it would without drafts.
-            rows = min(rows, self.schedule.due - 1 - self.fed)
-        pending = len(text) - self.fed
+        rows, pending = self._rows(text), len(text) - self.fed
         began = self.place.spent()
         asked, drafts = yield from self._drafts(text, min(room - 1, rows - pending))
         drafted = self.place.spent()
-        fed = [*text[self.fed :], *(draft.token for draft in drafts)]
-        output = yield Pass(self.entry, fed, self.fed)
-        new = self.chooser.verify(output, pending - 1, text, drafts)
+        output, last = yield from self._verify(text, drafts, observed)
+        new = self.chooser.verify(output, last, text, drafts)
         verified = self.place.spent()
         agreed = len(new) - 1
-        self._doubt = output.confidence(pending - 1 + agreed)
+        self._doubt = output.confidence(last + agreed)
         for source in asked:
             source.length.learn(len(drafts), agreed, drafted - began, verified - drafted)
         ends = next((i for i, one in enumerate(new) if one.token in self.stop), len(new))
@@ -192,6 +189,19 @@ class Verifier:
             self._report(asked[0].level.stats, drafts, min(agreed, len(new)), new)
         return new
 
+    def _verify(self, text: list[int], drafts: Sequence[Choice], observed: bool) -> Steps[tuple[Output, int]]:
+        """Feed what the cache lacks of the text, and the drafts; return what is said, and the row of the newest token.
+
+        If the pass is to be `observed`, so many positions before are fed again that the observer has its rows.
+        """
+        first, entry = self.fed, self.entry
+        if observed:
+            assert self.schedule is not None
+            first, entry = len(text) + len(drafts) - self.schedule.selection.window, OBSERVER
+            self.schedule.done()
+        output = yield Pass(entry, [*text[first:], *(draft.token for draft in drafts)], first)
+        return output, len(text) - 1 - first
+
     def _observed_round(self, text: list[int]) -> Steps[list[Choice]]:
         """Append the one token that the observer's pass makes certain."""
         began = self.place.spent()
@@ -202,8 +212,10 @@ class Verifier:
         self.stats.seconds += self.place.spent() - began
         return [new]
 
-    def _room(self) -> int:
-        return min(self.engine.room(self.entry, self.fed), self.place.share())
+    def _rows(self, text: list[int]) -> int:
+        """Most rows of the next pass."""
+        rows = min(self.engine.room(self.entry, self.fed), self.place.share())
+        return min(rows, self.schedule.rows(self.fed, len(text))) if self.schedule else rows
 
     def _drafts(self, text: list[int], most: int) -> Steps[tuple[Sequence[Source], list[Choice]]]:
         """Ask the levels below; return who answered and what, or all of them and nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specqd.manifest import Selection
+from specqd.manifest import LONGEST_PASS, Selection
 
 __all__ = ["Schedule"]
 
@@ -38,6 +38,16 @@ class Schedule:
             self.due = self.dropped + self.slots
         elif length - self.dropped > self.selection.above:
             self.due = length
+
+    def rows(self, fed: int, length: int) -> int:
+        """Return most rows of a pass from position `fed` of a text, which has `length` positions.
+
+        Where the target selects, the text must end as it would without drafts. A draft is selected for in the first
+        pass that is due, whatever it checks.
+        """
+        if self.drops:
+            return self.due - 1 - fed
+        return self.selection.window if self.due <= length else LONGEST_PASS
 
     def done(self) -> None:
         """Say that the selection was made; the next is due `every` positions later."""
