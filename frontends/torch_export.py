@@ -66,6 +66,7 @@ def _export(module: nn.Module, example: tuple[Any, ...], dynamic: Any) -> Export
     try:
         with torch.no_grad(), _evaluating(module), warnings.catch_warnings():
             warnings.filterwarnings("ignore", _LISTED, UserWarning)
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)  # torch warns itself
             exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
             exported = functional(exported)
     except CaptureError:

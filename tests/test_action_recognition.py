@@ -129,15 +129,15 @@ def test_streams(rng):
         assert_close(both, (rgb(clip) + motion(differences)) / 2, rtol=1e-5, atol=1e-6)
 
 
-def test_distillation(rng):
+@pytest.mark.parametrize("labels", [torch.tensor([0, 4, 2]), torch.tensor([0, 4])])
+def test_distillation(rng, labels):
     student, teacher = (torch.randn(3, 5, generator=rng) * 4 for _ in range(2))
-    labels = torch.tensor([0, 4, 2])
 
     def softmax(logits: Tensor, temperature: float) -> np.ndarray:
         powers = np.exp(logits.double().numpy() / temperature)
         return powers / powers.sum(1, keepdims=True)
 
-    hard = -np.log(softmax(student, 1)[np.arange(3), labels.numpy()]).mean()
+    hard = -np.log(softmax(student, 1)[np.arange(len(labels)), labels.numpy()]).mean()
     p, q = softmax(teacher, 8), softmax(student, 8)
     soft = (p * np.log(p / q)).sum(1).mean()
     assert float(distillation_loss(student, teacher, labels)) == pytest.approx(

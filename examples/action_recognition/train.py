@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1900, help="of each variant, of 128 clips")
     parser.add_argument("--clips", type=int, default=_CLIPS, help="different clips to train on")
+    parser.add_argument("--labelled", type=int, help="how many of them have labels (default: all)")
     parser.add_argument("--tested", type=int, default=_TESTED, help="clips to test on")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--output", type=Path, default=Path("results"))
@@ -42,7 +43,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     test = _drawn(Clips("test", 1 << 20, options.device), options.tested)
     for seed in options.seeds:
-        clips = _drawn(Clips("train", seed, options.device), options.clips)
+        pixels, labels = _drawn(Clips("train", seed, options.device), options.clips)
+        clips = pixels, labels[: options.labelled]
         models: dict[str, nn.Module] = {}
         found: dict[str, Any] = {}
         for variant in options.variants:
@@ -68,9 +70,10 @@ def _made(
 def train(
     model: nn.Module, clips: tuple[Tensor, Tensor], steps: int, seed: int, teacher: nn.Module | None = None
 ) -> nn.Module:
-    """Train a model on clips uint8 `[N, T, 3, H, W]` and labels int64 `[N]`, and return it in evaluation mode.
+    """Train a model on clips uint8 `[N, T, 3, H, W]` and labels int64 `[M <= N]`, and return it in evaluation mode.
 
-    AdamW with a cosine schedule, on a GPU in BF16. With a teacher, the loss is that of distillation.
+    AdamW with a cosine schedule, on a GPU in BF16. With a teacher, the loss is that of distillation; it has something
+    to say of clips without a label too, so half of each batch is drawn from all clips then.
     """
     pixels, labels = clips
     taught = _logits(teacher, pixels) if teacher else None
@@ -81,16 +84,21 @@ def train(
         optimizer, lambda at: min((at + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * at / steps))
     )
     generator = torch.Generator(pixels.device).manual_seed(seed)
+    batch = min(_BATCH, len(labels))
     for _ in range(steps):
-        chosen = torch.randint(
-            len(labels), (min(_BATCH, len(labels)),), generator=generator, device=pixels.device
+        drawn = [len(labels)] if taught is None else [len(labels), len(pixels)]
+        chosen = torch.cat(
+            [
+                torch.randint(of, (batch // len(drawn),), generator=generator, device=pixels.device)
+                for of in drawn
+            ]
         )
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.is_cuda):
             logits = model(normalised(pixels[chosen])).float()
         if taught is None:
             loss = nn.functional.cross_entropy(logits, labels[chosen])
         else:
-            loss = distillation_loss(logits, taught[chosen], labels[chosen])
+            loss = distillation_loss(logits, taught[chosen], labels[chosen[: batch // 2]])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
