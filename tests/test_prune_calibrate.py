@@ -101,6 +101,34 @@ def test_the_closed_form_is_numpys_least_squares_on_the_rows(program, sparse, x)
                 assert_close(got[group, row][support[group, row]].numpy(), solution, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("damping", [1e-1, 1e-5])
+def test_inputs_that_depend_on_each_other_are_solved_for_as_well(rng, damping):
+    rows = torch.randn(2, 300, 5, generator=rng).double() @ torch.randn(5, 40, generator=rng).double()
+    rows = torch.cat([3 + rows + 0.01 * torch.randn(2, 300, 40, generator=rng), torch.ones(2, 300, 1)], 2)
+    dense, near = (torch.randn(2, 7, 41, generator=rng).double() for _ in range(2))
+    support = torch.rand(2, 7, 41, generator=rng) < 0.5
+    gram = rows.mT @ rows
+    got = solve(dense, near, support, gram, damping)
+    price = damping * gram.diagonal(0, 1, 2)[:, :-1].mean(1)
+
+    def cost(group, row, weights):
+        away = (weights - near[group, row])[:-1][support[group, row, :-1]]
+        return float(
+            ((rows[group] @ (weights - dense[group, row])) ** 2).sum() + price[group] * (away**2).sum()
+        )
+
+    for group, row in np.ndindex(2, 7):
+        kept = support[group, row]
+        system = gram[group][kept][:, kept] + torch.diag(price[group] * (kept.nonzero()[:, 0] < 40))
+        wanted = (gram[group] @ dense[group, row])[kept] + price[group] * torch.where(
+            kept.nonzero()[:, 0] < 40, near[group, row][kept], 0
+        )
+        best = torch.zeros(41).double()
+        best[kept] = torch.linalg.solve(system, wanted)
+        least, start = cost(group, row, best), cost(group, row, near[group, row] * kept)
+        assert cost(group, row, got[group, row]) - least < 1e-5 * (start - least)
+
+
 def test_a_full_support_gives_the_dense_weights_back(rng):
     rows = torch.cat([torch.randn(1, 90, 12, generator=rng), torch.ones(1, 90, 1)], 2).double()
     dense = torch.randn(1, 5, 13, generator=rng).double()

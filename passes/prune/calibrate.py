@@ -30,8 +30,8 @@ class Calibrate(Pass):
     1. `correct`: each output channel's weights get their deviation back, and in part their mean; then biases give the
        outputs their mean.
     2. `adam`: these, then steps of Adam on the mean squared error, with the paper's rates.
-    3. `closed`: the solution of that least squares problem itself, by one factorisation for each output channel, with a
-       price on what it is away from 1, which decides what the data leave open. Images that are few or alike, or not
+    3. `closed`: the solution of that least squares problem itself, by conjugate gradients, with a price on what it is
+       away from 1, which decides what the data leave open. Images that are few or alike, or not
        like those to come, leave much open.
 
     Layers without a bias get none. A result that is worse than what was there is dropped. What is solved is kept in the
