@@ -304,6 +304,29 @@ def test_half_precision_stays_half_precision(x):
 # Refusals and bad input
 
 
+def test_what_is_left_alone_is_counted_by_reason(rng):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 8, 1)
+            self.up, self.again = nn.ConvTranspose2d(8, 8, 2), nn.ConvTranspose2d(8, 8, 2)
+            self.sums = nn.Parameter(torch.ones(8, 8, 1, 1))
+
+        def forward(self, x):
+            x = nn.functional.conv2d(self.again(self.up(self.first(x))), self.sums.cumsum(0))
+            return self.last(x)
+
+    x = torch.randn(4, 6, 5, 5, generator=rng)
+    program = specqd.capture(Odd(), (x,))
+    after = Pipeline.of(Sparsify(sparsity=0.5, ignore=("last.*",)), Calibrate(data=Data.of(x)))(program)
+    left = "transposed convolutions are not pruned (2), its weight is computed, not stored (1)"
+    pruned, calibrated = (dict(event.noted)[""] for event in after.history[-2:])
+    total = "50.0% of the 48 weights of layers that can be pruned are zero"
+    assert pruned == f"{total}; 4 left alone: {left}, last.weight is ignored (1)"
+    assert calibrated == f"layers calibrated: 1; 4 left alone: {left}, last.weight was not sparsified (1)"
+    assert f"  target: {calibrated}" in str(after)
+
+
 def test_dense_layers_are_refused(program, x):
     result = Calibrate(data=Data.of(x))(program)
     assert result.rewrites == 0 and [r.why for r in result.refusals] == [

@@ -13,7 +13,7 @@ from specqd.passes.contract import Note, Pass, Progress, Refusal
 from specqd.program import Entry, Program
 
 from .calibration_data import Data, Pixels, Samples
-from .layers import Layer, prunable, store
+from .layers import NOT_FINITE, Layer, left_out, prunable, store
 from .layerwise import layerwise
 from .least_squares import adam, corrected, output_error, solve
 
@@ -77,28 +77,31 @@ class Calibrate(Pass):
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Note | Progress]:
         """Calibrate each layer, say how much nearer its output is, and why not for the rest."""
         layers: list[Layer] = []
+        refused: list[Refusal] = []
         for found in prunable(program, entry):
             if isinstance(found, Refusal):
-                yield found
+                refused.append(found)
             elif found.weight not in program.dense:
-                yield Refusal(found.name, f"{found.weight} was not sparsified")
+                refused.append(Refusal(found.name, f"{found.weight} was not sparsified"))
             elif _calibrated(program, entry, found):
-                yield Refusal(found.name, f"{found.weight} is calibrated already")
+                refused.append(Refusal(found.name, f"{found.weight} is calibrated already"))
             else:
                 layers.append(found)
-        if not layers:
-            return
 
         def improved(layer: Layer, gram: Tensor) -> dict[str, Tensor]:
             return self._improved(program, layer, gram)
 
         samples = Samples(self.samples, self.seed, self.pixels)
         options = (self.method, self.steps, self.damping)
-        solved = yield from layerwise(program, entry, layers, self.data, samples, improved, *options)
-        for layer in layers:
-            if layer not in solved:
-                yield Refusal(layer.name, "its input is NaN or infinite on the calibration data")
-                continue
+        solved = (
+            (yield from layerwise(program, entry, layers, self.data, samples, improved, *options))
+            if layers
+            else {}
+        )
+        refused += [Refusal(layer.name, NOT_FINITE) for layer in layers if layer not in solved]
+        yield from refused
+        yield Note("", f"layers calibrated: {len(solved)}{left_out(refused)}")
+        for layer in (layer for layer in layers if layer in solved):
             before, after = solved[layer]["errors"].tolist()
             yield Note(
                 layer.name, f"its output's squared error went from {before:.2%} of the output to {after:.2%}"

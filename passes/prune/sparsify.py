@@ -16,7 +16,7 @@ from specqd.program import Entry, Program
 
 from .allocation import Allocation, allocate
 from .calibration_data import Data, Pixels, Samples
-from .layers import Layer, prunable, store
+from .layers import NOT_FINITE, Layer, left_out, prunable, store
 from .layerwise import layerwise
 from .pattern import Pattern, keep_n_of_m, smallest, smallest_of_rows
 from .sparsegpt import sparsegpt
@@ -90,20 +90,18 @@ class Sparsify(Pass):
         """Prune each layer, say how much of it, and why not for the rest."""
         pattern = Pattern.parse(self.pattern)
         layers: list[Layer] = []
+        refused: list[Refusal] = []
         for found in prunable(program, entry, self.ignore):
             refusal = found if isinstance(found, Refusal) else _unfit(found, pattern)
             if refusal:
-                yield refusal
+                refused.append(refusal)
             elif isinstance(found, Layer):
                 layers.append(found)
-        if not layers:
-            return
-        pruned = yield from self._pruned(program, entry, layers, pattern)
+        pruned = (yield from self._pruned(program, entry, layers, pattern)) if layers else {}
+        refused += [Refusal(layer.name, NOT_FINITE) for layer in layers if layer not in pruned]
+        yield from refused
         zeros = total = 0
-        for layer in layers:
-            if layer not in pruned:
-                yield Refusal(layer.name, "its input is NaN or infinite on the calibration data")
-                continue
+        for layer in (layer for layer in layers if layer in pruned):
             old, new = (
                 program.weights[layer.weight],
                 layer.restored(pruned[layer], program.weights[layer.weight].dtype),
@@ -117,16 +115,17 @@ class Sparsify(Pass):
             if not torch.equal(old, new):
                 store(program, entry, layer, layer.weight, new)
                 yield layer.nodes[0]
-        yield self._total(zeros, total, 1 - pattern.kept / pattern.of if pattern.kept else self.sparsity)
+        target = 1 - pattern.kept / pattern.of if pattern.kept else self.sparsity
+        yield Note("", self._total(zeros, total, target) + left_out(refused))
 
-    def _total(self, zeros: int, total: int, target: float) -> Note:
+    def _total(self, zeros: int, total: int, target: float) -> str:
         reached = zeros / max(total, 1)
         if total and abs(reached - target) > _TOLERANCE:
             raise InputError(
                 f"{self.name} reached a sparsity of {reached:.1%} where {target:.1%} was asked for, as zeros come in "
                 "whole units and some weights may be zero already; give another sparsity, allocation or pattern"
             )
-        return Note("", f"{reached:.1%} of the {total:,} weights of layers that can be pruned are zero")
+        return f"{reached:.1%} of the {total:,} weights of layers that can be pruned are zero"
 
     def _pruned(
         self, program: Program, entry: Entry, layers: list[Layer], pattern: Pattern
