@@ -130,7 +130,7 @@ def _with_bias(weights: dict[str, Tensor], layer: Layer) -> Tensor:
     """Return a layer's matrix with the biases as a last column, or zeros where it has none; float64."""
     matrix = layer.matrix(weights[layer.weight].detach().double())
     bias = None if layer.bias is None else weights[layer.bias].detach().double()
-    column = torch.zeros(matrix.shape[:2]) if bias is None else bias.reshape(matrix.shape[:2])
+    column = matrix.new_zeros(matrix.shape[:2]) if bias is None else bias.reshape(matrix.shape[:2])
     return torch.cat([matrix, column.double()[..., None]], -1)
 
 
