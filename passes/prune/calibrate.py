@@ -13,7 +13,7 @@ from specqd.passes.contract import Note, Pass, Progress, Refusal
 from specqd.program import Entry, Program
 
 from .calibration_data import Data, Pixels, Samples
-from .layers import NOT_FINITE, Layer, left_out, prunable, store
+from .layers import NOT_FINITE, Layer, left_out, prunable, store, treated
 from .layerwise import layerwise
 from .least_squares import adam, corrected, output_error, solve
 
@@ -83,7 +83,7 @@ class Calibrate(Pass):
                 refused.append(found)
             elif found.weight not in program.dense:
                 refused.append(Refusal(found.name, f"{found.weight} was not sparsified"))
-            elif _calibrated(program, entry, found):
+            elif treated(program, entry, found, self.name, "distil"):
                 refused.append(Refusal(found.name, f"{found.weight} is calibrated already"))
             else:
                 layers.append(found)
@@ -139,18 +139,3 @@ def _replace(program: Program, entry: Entry, layer: Layer, matrix: Tensor) -> No
     store(program, entry, layer, layer.weight, layer.restored(matrix[..., :-1], dtype))
     if bias is not None:
         store(program, entry, layer, bias, matrix[..., -1].flatten().to(program.weights[bias].dtype))
-
-
-def _calibrated(program: Program, entry: Entry, layer: Layer) -> bool:
-    """Say whether calibrate changed or measured the layer after sparsify last changed it."""
-    for event in reversed(program.history):
-        kind = event.step.partition("{")[0]
-        if (
-            event.entry == entry.name
-            and kind == Calibrate.name
-            and any(node == layer.name for node, _ in event.noted)
-        ):
-            return True
-        if event.entry == entry.name and kind == "sparsify" and layer.name in event.rewritten:
-            return False
-    return False

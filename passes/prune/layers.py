@@ -18,7 +18,7 @@ from specqd.passes.match import LINEARS, arguments, calls, weight_of, weight_use
 from specqd.passes.rewrite import add_weight, read_weight
 from specqd.program import Entry, Program
 
-__all__ = ["NOT_FINITE", "Layer", "left_out", "prunable", "store"]
+__all__ = ["NOT_FINITE", "Layer", "left_out", "prunable", "store", "treated"]
 
 aten = torch.ops.aten
 
@@ -174,3 +174,14 @@ def store(program: Program, entry: Entry, layer: Layer, name: str, tensor: Tenso
                 node.update_arg(at, read_weight(node, new))
     program.dense.setdefault(new, program.dense.get(name, program.weights[name]))
     program.weights[new] = tensor
+
+
+def treated(program: Program, entry: Entry, layer: Layer, *passes: str) -> bool:
+    """Say whether one of the passes changed or measured the layer after `sparsify` last changed it."""
+    for event in (event for event in reversed(program.history) if event.entry == entry.name):
+        kind = event.step.partition("{")[0]
+        if kind in passes and layer.name in [*event.rewritten, *(node for node, _ in event.noted)]:
+            return True
+        if kind == "sparsify" and layer.name in event.rewritten:
+            return False
+    return False
