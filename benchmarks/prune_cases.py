@@ -18,7 +18,7 @@ class Case:
         sparsity: the share of zeros.
         data: what calibrates, and what Wanda and SparseGPT see: a name that the subject knows, or none.
         calibration: a method of `calibrate`, or none; `steps` calibrates twice, first with a tenth fewer zeros, as
-            Lazarevich et al. do.
+            Lazarevich et al. do; `distil` calibrates in closed form, then distils.
         precision: float, or that of a pass which rounds the weights afterwards: int8 or mxfp4.
         allocation: of `sparsify`.
         pattern: of `sparsify`.
@@ -42,6 +42,8 @@ class Case:
             steps = (self._pruning(share, source) for share in (round(self.sparsity - 0.1, 4), self.sparsity))
             return ", ".join(f"{pruning}, calibrate{{{source}}}" for pruning in steps)
         pruning = self._pruning(self.sparsity, source)
+        if self.calibration == "distil":
+            return f"{pruning}, calibrate{{{source}}}, distil{{{source}}}"
         return (
             pruning
             if self.calibration == "none"
@@ -96,6 +98,8 @@ def _usual(share: float, seed: int) -> Iterator[Case]:
         yield case(data, "closed", "int8")
         yield case(data, "correct")
         yield case(data, "steps")
+        yield case(data, "distil")
+        yield case(data, "distil", "int8")
     yield case("random", "closed")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from fashion_mnist import read
 from PIL import Image
-from prune_models import Subject
+from prune_models import Subject, moved
 from torch import Tensor, nn
 
 import specqd
@@ -72,7 +72,7 @@ def _classifier(
     batches = [np.stack(images[at : at + _BATCH]) for at in range(0, len(images), _BATCH)]
     some = _normalised(np.stack(images[:: max(1, len(images) // _SHOWN)][:_SHOWN])).split(_EXAMPLE)
     shapes = ({0: torch.export.Dim("batch", min=2, max=64)},)
-    program = Pipeline.parse("fold-batch-norm")(specqd.capture(net, some[:1], shapes))
+    program = moved(Pipeline.parse("fold-batch-norm")(specqd.capture(net, some[:1], shapes)), device)
     truth = torch.from_numpy(labels)
 
     def logits(of: Program) -> Tensor:

@@ -18,7 +18,7 @@ from specqd.passes.match import arguments, weight_of
 from specqd.program import Program
 from specqd.reference import Interpreter, inputs, new_caches, run
 
-__all__ = ["Subject", "language", "layer_errors", "peak_mb"]
+__all__ = ["Subject", "language", "layer_errors", "moved", "peak_mb"]
 
 _PRODUCTS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
 
@@ -65,9 +65,10 @@ def language(folder: Path, text: str, made: Path, tokens: int, window: int) -> S
 def layer_errors(subject: Subject, pruned: Program) -> list[float]:
     """Mean squared error of each product's output to that of its dense output, for inputs of the dense model."""
     sums: dict[str, list[float]] = {}
+    device = next(iter(subject.program.weights.values())).device
     for batch in subject.batches():
         with torch.no_grad():
-            _Watched(subject.program, pruned, sums).run(*batch)
+            _Watched(subject.program, pruned, sums).run(*(value.to(device) for value in batch))
     return [error / max(size, 1e-300) for error, size in sums.values()]
 
 
@@ -93,6 +94,12 @@ class _Watched(Interpreter):
             entry[0] += float(error.double().square().sum())
             entry[1] += float(value.double().square().sum())
         return value
+
+
+def moved(program: Program, device: str) -> Program:
+    """Put a program's weights on a device, where passes then work."""
+    program.weights = {name: weight.to(device) for name, weight in program.weights.items()}
+    return program
 
 
 def peak_mb() -> float:

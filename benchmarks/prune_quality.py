@@ -67,6 +67,8 @@ def main() -> None:
         tables.insert(1, quality(mine, "agreement", what))
     tables = [table for table in tables if table.rows]
     details = {"model": name, "calibration samples": options.samples, "threads": options.threads}
+    if options.device != "cpu":
+        details["device"] = torch.cuda.get_device_name(options.device)
     report.write(f"prune_quality-{name}", tables, details, mine, options, list(rows.values()))
     plot(mine, metric, options.output / f"prune_quality-{name}.png")
 
@@ -92,7 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="REGEX", help="of cases as prune_cases.py writes them")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--device", default="cpu", help="where classifiers are scored; all else is on the CPU"
+        "--device", default="cpu", help="where classifiers are pruned, calibrated and scored, such as cuda"
     )
     report.add_limit(parser)
     parser.add_argument(
@@ -114,7 +116,7 @@ def _subject(options: argparse.Namespace) -> Subject:
     if not options.classifier:
         return language(options.model, options.text.read_text("utf-8"), made, options.tokens, options.window)
     if options.classifier == Path(EFFICIENTNET):
-        return efficientnet(made, min(options.images, 1000), options.device)
+        return efficientnet(made, -(-min(options.images, 1000) // 20), options.device)  # crops of 20 photos
     return resnet(options.classifier, options.dataset, made, options.images, options.device)
 
 

@@ -40,10 +40,10 @@ def quality(rows: Sequence[Row], metric: str, what: str) -> report.Table:
             if found:
                 figures[f"{metric} {' '.join(kind)} {share}"] = fmean(found)
         lines.append([*name_of(of_kind[0]), *cells])
-    before = sorted({row["dense"] for row in rows})
+    before = min((row["dense"] for row in rows), default=0.0)
     said = "its drop, in points," if what == "drop" else "it"
     return report.Table(
-        f"{metric[0].upper()}{metric[1:]}: {before[0]:.2f} before; {said} by sparsity:",
+        f"{metric[0].upper()}{metric[1:]}: {before:.2f} before; {said} by sparsity:",
         ["mask", "calibration", "on", "precision", *(f"{share:.0%}" for share in shares)],
         lines,
         figures,

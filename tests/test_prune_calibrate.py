@@ -101,6 +101,34 @@ def test_the_closed_form_is_numpys_least_squares_on_the_rows(program, sparse, x)
                 assert_close(got[group, row][support[group, row]].numpy(), solution, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("damping", [1e-1, 1e-5])
+def test_inputs_that_depend_on_each_other_are_solved_for_as_well(rng, damping):
+    rows = torch.randn(2, 300, 5, generator=rng).double() @ torch.randn(5, 40, generator=rng).double()
+    rows = torch.cat([3 + rows + 0.01 * torch.randn(2, 300, 40, generator=rng), torch.ones(2, 300, 1)], 2)
+    dense, near = (torch.randn(2, 7, 41, generator=rng).double() for _ in range(2))
+    support = torch.rand(2, 7, 41, generator=rng) < 0.5
+    gram = rows.mT @ rows
+    got = solve(dense, near, support, gram, damping)
+    price = damping * gram.diagonal(0, 1, 2)[:, :-1].mean(1)
+
+    def cost(group, row, weights):
+        away = (weights - near[group, row])[:-1][support[group, row, :-1]]
+        return float(
+            ((rows[group] @ (weights - dense[group, row])) ** 2).sum() + price[group] * (away**2).sum()
+        )
+
+    for group, row in np.ndindex(2, 7):
+        kept = support[group, row]
+        system = gram[group][kept][:, kept] + torch.diag(price[group] * (kept.nonzero()[:, 0] < 40))
+        wanted = (gram[group] @ dense[group, row])[kept] + price[group] * torch.where(
+            kept.nonzero()[:, 0] < 40, near[group, row][kept], 0
+        )
+        best = torch.zeros(41).double()
+        best[kept] = torch.linalg.solve(system, wanted)
+        least, start = cost(group, row, best), cost(group, row, near[group, row] * kept)
+        assert cost(group, row, got[group, row]) - least < 1e-5 * (start - least)
+
+
 def test_a_full_support_gives_the_dense_weights_back(rng):
     rows = torch.cat([torch.randn(1, 90, 12, generator=rng), torch.ones(1, 90, 1)], 2).double()
     dense = torch.randn(1, 5, 13, generator=rng).double()
@@ -274,6 +302,29 @@ def test_half_precision_stays_half_precision(x):
 
 
 # Refusals and bad input
+
+
+def test_what_is_left_alone_is_counted_by_reason(rng):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 8, 1)
+            self.up, self.again = nn.ConvTranspose2d(8, 8, 2), nn.ConvTranspose2d(8, 8, 2)
+            self.sums = nn.Parameter(torch.ones(8, 8, 1, 1))
+
+        def forward(self, x):
+            x = nn.functional.conv2d(self.again(self.up(self.first(x))), self.sums.cumsum(0))
+            return self.last(x)
+
+    x = torch.randn(4, 6, 5, 5, generator=rng)
+    program = specqd.capture(Odd(), (x,))
+    after = Pipeline.of(Sparsify(sparsity=0.5, ignore=("last.*",)), Calibrate(data=Data.of(x)))(program)
+    left = "transposed convolutions are not pruned (2), its weight is computed, not stored (1)"
+    pruned, calibrated = (dict(event.noted)[""] for event in after.history[-2:])
+    total = "50.0% of the 48 weights of layers that can be pruned are zero"
+    assert pruned == f"{total}; 4 left alone: {left}, last.weight is ignored (1)"
+    assert calibrated == f"layers calibrated: 1; 4 left alone: {left}, last.weight was not sparsified (1)"
+    assert f"  target: {calibrated}" in str(after)
 
 
 def test_dense_layers_are_refused(program, x):

@@ -14,6 +14,7 @@ from specqd.passes import Pipeline
 from specqd.passes.prune.allocation import allocate
 from specqd.passes.prune.calibration_data import Data
 from specqd.passes.prune.pattern import Pattern, keep_n_of_m, smallest, smallest_of_rows
+from specqd.passes.prune.sensitivity import LEVELS, errors_at_levels, units_of_least_error
 from specqd.passes.prune.sparsify import Sparsify
 from specqd.reference import run
 
@@ -97,7 +98,7 @@ def test_erk_densities_are_in_proportion(program):
     assert densities[1] == 1  # the depthwise one would need more than it has
 
 
-@pytest.mark.parametrize("allocation", ["normalised", "global", "uniform", "erk"])
+@pytest.mark.parametrize("allocation", ["normalised", "global", "uniform", "erk", "sensitivity"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.65])
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_the_share_is_what_was_asked_for_and_a_second_run_changes_nothing(
@@ -130,6 +131,59 @@ def test_history_and_explain_say_how_much_is_zero(program):
     text = str(specqd.explain(program, "sparsify{sparsity=0.5,allocation=uniform}"))
     assert "0 refusals, 9 -> 9 nodes; 50.0% of the 4,160 weights" in text
     assert "50.0% of the 432 weights of 0.weight are zero" in text
+
+
+# Sensitivity
+
+
+def test_no_other_choice_of_levels_has_less_error_together():
+    """By trying all of them, for three layers of ten units and curves that are convex."""
+    rng = np.random.default_rng(0)
+    for wanted in range(1, 30):
+        slopes = np.sort(rng.uniform(0, 1, (3, 10)), axis=1) ** 2
+        curves = np.concatenate([np.zeros((3, 1)), slopes.cumsum(1)], 1)
+        known = [torch.from_numpy(np.interp(LEVELS, np.linspace(0, 1, 11), curve)) for curve in curves]
+        got = units_of_least_error(wanted / 30, [10, 10, 10], known)
+        assert sum(got) == wanted
+        every = [levels for levels in np.ndindex(11, 11, 11) if sum(levels) == wanted]
+        costs = [sum(c[n] for c, n in zip(curves, levels, strict=True)) for levels in every]
+        assert sum(c[n] for c, n in zip(curves, got, strict=True)) <= min(costs) + 1e-9
+
+
+def test_errors_at_levels_are_those_of_outputs_without_their_means(rng):
+    x, weight = torch.randn(200, 12, generator=rng).double() + 2, torch.randn(1, 5, 12, generator=rng)
+    rows = torch.cat([x, torch.ones(200, 1)], 1)
+    got = errors_at_levels(weight, weight**2, (rows.mT @ rows)[None], Pattern())
+    order = weight.abs().flatten().argsort()
+    for level, error in zip(LEVELS, got, strict=True):
+        gone = torch.zeros(60).index_fill(0, order[: round(level * 60)], 1).reshape(5, 12)
+        lost, whole = x @ (weight[0] * gone).T.double(), x @ weight[0].T.double()
+        assert float(error) == pytest.approx(
+            float(lost.var(0).sum() / whole.var(0).sum()), rel=1e-9, abs=1e-12
+        )
+
+
+def test_layers_whose_outputs_suffer_least_get_most_zeros(rng):
+    """Two equal layers: the inputs of the second depend on each other, and small weights read what hardly varies."""
+    weight = torch.cat([torch.randn(16, 16, generator=rng), 0.3 * torch.randn(16, 16, generator=rng)], 1)
+    net = nn.ModuleList([nn.Linear(32, 16), nn.Linear(32, 16)])
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, y):
+            return net[0](x) + net[1](y)
+
+    for linear in net:
+        linear.weight.data = weight.clone()
+    x, y = torch.randn(2, 64, 32, generator=rng)
+    y[:, 16:] *= 0.01
+    program = specqd.capture(Both(), (x, y))
+    after = Sparsify(sparsity=0.4, allocation="sensitivity", data=Data.of(x, y))(program).program
+    first, second = zeros(after, ["net.0.weight", "net.1.weight"])
+    assert second > 1.3 * first
 
 
 # Patterns
@@ -305,7 +359,7 @@ def test_allocations_add_up(how, sparsity, seed):
         ("method=best", r"option method: 'best' is not one of magnitude \| wanda \| sparsegpt"),
         (
             "allocation=best",
-            r"option allocation: 'best' is not one of normalised \| global \| uniform \| erk",
+            r"option allocation: 'best' is not one of normalised \| global \| uniform \| erk \| sensitivity",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from specqd.errors import InputError
 
 __all__ = ["Allocation", "allocate"]
 
-Allocation = Literal["normalised", "global", "uniform", "erk"]
+Allocation = Literal["normalised", "global", "uniform", "erk", "sensitivity"]
 
 
 def allocate(
@@ -29,7 +29,7 @@ def allocate(
        et al., arXiv 1911.11134).
 
     Args:
-        how: see above.
+        how: one of the above; `sensitivity` needs data, see specqd.passes.prune.sensitivity.
         sparsity: the share of units to prune, in [0, 1).
         magnitudes: of each layer, the L2 norm of each unit, of any shape.
         shapes: of each layer, the weight's.

@@ -13,7 +13,7 @@ from specqd.passes.contract import Note, Pass, Progress, Refusal
 from specqd.program import Entry, Program
 
 from .calibration_data import Data, Pixels, Samples
-from .layers import Layer, prunable, store
+from .layers import NOT_FINITE, Layer, left_out, prunable, store, treated
 from .layerwise import layerwise
 from .least_squares import adam, corrected, output_error, solve
 
@@ -30,8 +30,8 @@ class Calibrate(Pass):
     1. `correct`: each output channel's weights get their deviation back, and in part their mean; then biases give the
        outputs their mean.
     2. `adam`: these, then steps of Adam on the mean squared error, with the paper's rates.
-    3. `closed`: the solution of that least squares problem itself, by one factorisation for each output channel, with a
-       price on what it is away from 1, which decides what the data leave open. Images that are few or alike, or not
+    3. `closed`: the solution of that least squares problem itself, by conjugate gradients, with a price on what it is
+       away from 1, which decides what the data leave open. Images that are few or alike, or not
        like those to come, leave much open.
 
     Layers without a bias get none. A result that is worse than what was there is dropped. What is solved is kept in the
@@ -77,28 +77,31 @@ class Calibrate(Pass):
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Note | Progress]:
         """Calibrate each layer, say how much nearer its output is, and why not for the rest."""
         layers: list[Layer] = []
+        refused: list[Refusal] = []
         for found in prunable(program, entry):
             if isinstance(found, Refusal):
-                yield found
+                refused.append(found)
             elif found.weight not in program.dense:
-                yield Refusal(found.name, f"{found.weight} was not sparsified")
-            elif _calibrated(program, entry, found):
-                yield Refusal(found.name, f"{found.weight} is calibrated already")
+                refused.append(Refusal(found.name, f"{found.weight} was not sparsified"))
+            elif treated(program, entry, found, self.name, "distil"):
+                refused.append(Refusal(found.name, f"{found.weight} is calibrated already"))
             else:
                 layers.append(found)
-        if not layers:
-            return
 
         def improved(layer: Layer, gram: Tensor) -> dict[str, Tensor]:
             return self._improved(program, layer, gram)
 
         samples = Samples(self.samples, self.seed, self.pixels)
         options = (self.method, self.steps, self.damping)
-        solved = yield from layerwise(program, entry, layers, self.data, samples, improved, *options)
-        for layer in layers:
-            if layer not in solved:
-                yield Refusal(layer.name, "its input is NaN or infinite on the calibration data")
-                continue
+        solved = (
+            (yield from layerwise(program, entry, layers, self.data, samples, improved, *options))
+            if layers
+            else {}
+        )
+        refused += [Refusal(layer.name, NOT_FINITE) for layer in layers if layer not in solved]
+        yield from refused
+        yield Note("", f"layers calibrated: {len(solved)}{left_out(refused)}")
+        for layer in (layer for layer in layers if layer in solved):
             before, after = solved[layer]["errors"].tolist()
             yield Note(
                 layer.name, f"its output's squared error went from {before:.2%} of the output to {after:.2%}"
@@ -127,7 +130,7 @@ def _with_bias(weights: dict[str, Tensor], layer: Layer) -> Tensor:
     """Return a layer's matrix with the biases as a last column, or zeros where it has none; float64."""
     matrix = layer.matrix(weights[layer.weight].detach().double())
     bias = None if layer.bias is None else weights[layer.bias].detach().double()
-    column = torch.zeros(matrix.shape[:2]) if bias is None else bias.reshape(matrix.shape[:2])
+    column = matrix.new_zeros(matrix.shape[:2]) if bias is None else bias.reshape(matrix.shape[:2])
     return torch.cat([matrix, column.double()[..., None]], -1)
 
 
@@ -136,18 +139,3 @@ def _replace(program: Program, entry: Entry, layer: Layer, matrix: Tensor) -> No
     store(program, entry, layer, layer.weight, layer.restored(matrix[..., :-1], dtype))
     if bias is not None:
         store(program, entry, layer, bias, matrix[..., -1].flatten().to(program.weights[bias].dtype))
-
-
-def _calibrated(program: Program, entry: Entry, layer: Layer) -> bool:
-    """Say whether calibrate changed or measured the layer after sparsify last changed it."""
-    for event in reversed(program.history):
-        kind = event.step.partition("{")[0]
-        if (
-            event.entry == entry.name
-            and kind == Calibrate.name
-            and any(node == layer.name for node, _ in event.noted)
-        ):
-            return True
-        if event.entry == entry.name and kind == "sparsify" and layer.name in event.rewritten:
-            return False
-    return False

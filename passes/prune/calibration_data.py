@@ -48,9 +48,10 @@ class _Stream(Collection[tuple[Any, ...]]):
 
     size: int
     make: Callable[[], Iterator[tuple[Any, ...]]]
+    device: torch.device | str = "cpu"
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return self.make()
+        return (tuple(value.to(self.device) for value in batch) for batch in self.make())
 
     def __len__(self) -> int:
         return self.size
@@ -115,9 +116,16 @@ class Data:
     def batches(self, program: Program, entry: Entry, samples: Samples) -> Collection[tuple[Any, ...]]:
         """Return values of the entry's placeholders, as many at a time as its first dimension takes, or 16.
 
+        They are on the device of the program's weights.
+
         Raises:
             InputError: the source cannot be read, has fewer samples than one batch, or does not suit the entry.
         """
+        stream = self._stream(program, entry, samples)
+        device = next((weight.device for weight in program.weights.values()), stream.device)
+        return dataclasses.replace(stream, device=device)
+
+    def _stream(self, program: Program, entry: Entry, samples: Samples) -> _Stream:
         if samples.count < 1:
             raise InputError(f"{samples.count} samples are too few to calibrate on; give 1 or more")
         if entry.of_language_model:

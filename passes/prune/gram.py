@@ -100,7 +100,7 @@ class _Watched(Interpreter):
     def _add(self, key: Any, layer: Layer, node: fx.Node, x: Tensor) -> None:
         width = layer.shape[1:].numel()
         if key not in self.sums:
-            self.sums[key] = torch.zeros(layer.groups, width + 1, width + 1, dtype=torch.float64)
+            self.sums[key] = x.new_zeros(layer.groups, width + 1, width + 1, dtype=torch.float64)
         total = self.sums[key]
         # A position's rows take at most a kernel's size more than its inputs.
         x = x[None] if x.dim() < len(layer.shape) else x  # an image without a batch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,14 @@ from specqd.passes.match import LINEARS, arguments, calls, weight_of, weight_use
 from specqd.passes.rewrite import add_weight, read_weight
 from specqd.program import Entry, Program
 
-__all__ = ["Layer", "prunable", "store"]
+__all__ = ["NOT_FINITE", "Layer", "left_out", "prunable", "store", "treated"]
 
 aten = torch.ops.aten
 
 _CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
 _TRANSPOSED = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+NOT_FINITE = "its input is NaN or infinite on the calibration data"
+_REASONS = 4  # that `left_out` tells; each pass's refusals have them all
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,16 @@ def prunable(program: Program, entry: Entry, ignore: tuple[str, ...] = ()) -> li
     return found
 
 
+def left_out(refusals: Sequence[Refusal]) -> str:
+    """Say how many products a pass left alone, and how many for each reason; nothing where there are none."""
+    if not refusals:
+        return ""
+    reasons = Counter(refusal.why for refusal in refusals).most_common()
+    told = [f"{why} ({count})" for why, count in reasons[:_REASONS]]
+    more = len(refusals) - sum(count for _, count in reasons[:_REASONS])
+    return f"; {len(refusals)} left alone: {', '.join([*told, f'others ({more})'] if more else told)}"
+
+
 def _unsuitable(program: Program, entry: Entry, node: fx.Node, ignore: tuple[str, ...]) -> str | None:
     name = weight_of(node)
     if calls(node, *_TRANSPOSED):
@@ -160,3 +174,14 @@ def store(program: Program, entry: Entry, layer: Layer, name: str, tensor: Tenso
                 node.update_arg(at, read_weight(node, new))
     program.dense.setdefault(new, program.dense.get(name, program.weights[name]))
     program.weights[new] = tensor
+
+
+def treated(program: Program, entry: Entry, layer: Layer, *passes: str) -> bool:
+    """Say whether one of the passes changed or measured the layer after `sparsify` last changed it."""
+    for event in (event for event in reversed(program.history) if event.entry == entry.name):
+        kind = event.step.partition("{")[0]
+        if kind in passes and layer.name in [*event.rewritten, *(node for node, _ in event.noted)]:
+            return True
+        if kind == "sparsify" and layer.name in event.rewritten:
+            return False
+    return False

@@ -44,7 +44,13 @@ def layerwise(
         fingerprint(program, entry.name), fingerprint(dense, entry.name), data.fingerprint(samples), samples, *options,
         code=Path(__file__).parent,
     )  # fmt: skip
-    found: Solutions = {layer: kept for layer in layers if (kept := store.get(layer.name)) is not None}
+    found: Solutions = {}
+    for layer in layers:
+        kept = store.get(layer.name)
+        if kept is not None:
+            found[layer] = {
+                name: value.to(program.weights[layer.weight].device) for name, value in kept.items()
+            }
     missing = [layer for layer in layers if layer not in found]
     yield Progress("solving layers", len(found), len(layers))
     solved = len(found)

@@ -6,12 +6,14 @@ matrices, biases as a last column, the squared error of the outputs is trace(D G
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 from torch import Tensor
 
 __all__ = ["adam", "corrected", "output_error", "solve"]
+
+_STEPS, _NEAR = 60, 1e-7  # of conjugate gradients; what is left of the squared residual after them
+_REFINEMENTS, _EXACT = 4, 1e-6
+_TINY = 1e-37
 
 
 def output_error(difference: Tensor, gram: Tensor) -> Tensor:
@@ -21,10 +23,14 @@ def output_error(difference: Tensor, gram: Tensor) -> Tensor:
 
 
 def solve(dense: Tensor, near: Tensor, support: Tensor, gram: Tensor, damping: float) -> Tensor:
-    """Return the matrix of that support with the least output error: row by row, by Cholesky factorisation.
+    """Return the matrix of that support with the least output error, by conjugate gradients on all rows at once.
 
-    `damping` times the mean of G's diagonal is the price of what weights, but not biases, are away from `near`,
-    squared: it decides where the inputs do not say more, or say it of too few samples.
+    1. `damping` times the mean of G's diagonal is the price of what weights, but not biases, are away from `near`,
+       squared: it decides where the inputs do not say more, or say it of too few samples.
+    2. The inverse of the whole damped G conditions each row's part of it, so that some 30 steps do: products of
+       matrices, where a factorisation for each row would take 3 times as long at half of the weights.
+    3. Steps are in float32; what they leave is found in float64, and solved for again until a millionth is left of what
+       there was to gain: with A a row's part of G, r A^-1 r, which r (G^-1) r on the support is never below.
 
     Args:
         dense: [groups, rows, K + 1], the biases last; where these are all zero and outside of the support, none.
@@ -38,15 +44,39 @@ def solve(dense: Tensor, near: Tensor, support: Tensor, gram: Tensor, damping: f
     added = damping * diagonal.mean(1)
     price = torch.where(added > 0, added, 1)[:, None]
     diagonal += price
+    # Unknowns are scaled to a diagonal of ones, which float32 can hold whatever the inputs' size.
+    scale = damped.diagonal(0, 1, 2).rsqrt()
+    scaled = damped * scale[:, :, None] * scale[:, None, :]
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled))
     wanted = dense.double() @ gram
     wanted[..., :-1] += price[..., None] * near.double()[..., :-1]
-    result = torch.zeros_like(wanted)
-    # One row at a time: batches would fill short supports up, and not stay in a cache.
-    for group, row in product(range(support.shape[0]), range(support.shape[1])):
-        kept = support[group, row].nonzero()[:, 0]
-        system = damped[group].index_select(0, kept).index_select(1, kept)
-        factor = torch.linalg.cholesky(system)
-        result[group, row, kept] = torch.cholesky_solve(wanted[group, row, kept, None], factor)[:, 0]
+    wanted = wanted * scale[:, None] * support
+    result = near.double() / scale[:, None] * support
+    gains = []
+    for _ in range(_REFINEMENTS):
+        rest = (wanted - result @ scaled) * support
+        gains.append(((rest @ inverse) * rest).sum(-1))
+        if (gains[-1] <= _EXACT * gains[0]).all():
+            break
+        result += _conjugate_gradients(rest.float(), support, scaled.float(), inverse.float())
+    return result * scale[:, None]
+
+
+def _conjugate_gradients(rest: Tensor, support: Tensor, system: Tensor, inverse: Tensor) -> Tensor:
+    """Return x [groups, rows, K] on the support with x `system` = `rest` there, nearly, conditioned by `inverse`."""
+    result = torch.zeros_like(rest)
+    pressed = (rest @ inverse) * support
+    direction, left = pressed, (rest * pressed).sum(-1, keepdim=True)
+    enough = _NEAR * left
+    for _ in range(_STEPS):
+        if (left <= enough).all():
+            break
+        moved = (direction @ system) * support
+        step = left / (direction * moved).sum(-1, keepdim=True).clamp_min(_TINY)
+        result, rest = result + step * direction, rest - step * moved
+        pressed = (rest @ inverse) * support
+        before, left = left, (rest * pressed).sum(-1, keepdim=True)
+        direction = pressed + left / before.clamp_min(_TINY) * direction
     return result
 
 

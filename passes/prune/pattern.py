@@ -67,7 +67,7 @@ class Pattern:
 def smallest(scores: Tensor, count: int) -> Tensor:
     """Mark the `count` smallest scores, the first ones where several are equal; bool of the same shape."""
     if not count:
-        return torch.zeros(scores.shape, dtype=torch.bool)
+        return torch.zeros_like(scores, dtype=torch.bool)
     flat = scores.reshape(-1)
     threshold = flat.kthvalue(count).values  # sorting all takes four times as long
     marked = flat < threshold
@@ -80,7 +80,7 @@ def smallest_of_rows(scores: Tensor, count: int) -> Tensor:
     rows = scores.reshape(-1, scores.shape[-1])
     order = torch.argsort(rows, dim=1, stable=True)
     base, more = divmod(count, len(rows))
-    marked = torch.zeros(rows.shape, dtype=torch.bool).scatter_(1, order[:, :base], True)
+    marked = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :base], True)
     if more:
         following = order[:, base]
         chosen = torch.argsort(rows.gather(1, following[:, None])[:, 0], stable=True)[:more]
@@ -92,4 +92,4 @@ def keep_n_of_m(scores: Tensor, pattern: Pattern) -> Tensor:
     """Mark all but the `kept` largest scores of every `of` neighbours; of equal ones the last stay."""
     groups = scores.unflatten(-1, (-1, pattern.of))
     order = torch.argsort(groups, dim=-1, stable=True)[..., : pattern.of - pattern.kept]
-    return torch.zeros(groups.shape, dtype=torch.bool).scatter_(-1, order, True).flatten(-2)
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order, True).flatten(-2)

@@ -33,7 +33,7 @@ def sparsegpt(weight: Tensor, factor: Tensor, count: int, pattern: Pattern) -> T
     for begin in range(0, columns, size):
         end = min(begin + size, columns)
         block, part = rest[:, begin:end], factor[begin:end, begin:end]
-        marked = torch.zeros(block.shape, dtype=torch.bool)
+        marked = torch.zeros_like(block, dtype=torch.bool)
         if not pattern.kept:
             upto = round(count * end / columns)
             marked = pattern.spread(smallest(pattern.units(_scores(block, part)[None]), upto - gone))[0]

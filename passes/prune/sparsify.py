@@ -16,9 +16,10 @@ from specqd.program import Entry, Program
 
 from .allocation import Allocation, allocate
 from .calibration_data import Data, Pixels, Samples
-from .layers import Layer, prunable, store
+from .layers import NOT_FINITE, Layer, left_out, prunable, store
 from .layerwise import layerwise
 from .pattern import Pattern, keep_n_of_m, smallest, smallest_of_rows
+from .sensitivity import errors_at_levels, units_of_least_error
 from .sparsegpt import sparsegpt
 
 __all__ = ["Sparsify"]
@@ -32,8 +33,8 @@ class Sparsify(Pass):
 
         conv(x, w, b), linear(x, w, b)  ->  the same, w with zeros
 
-    Which layer gets how many zeros is said by `allocation` (see specqd.passes.prune.allocation), which weights of a
-    layer by `method`:
+    Which layer gets how many zeros is said by `allocation` (specqd.passes.prune.allocation; for `sensitivity`, by what
+    they do to outputs, specqd.passes.prune.sensitivity), which weights of a layer by `method`:
 
     1. `magnitude`: those that are smallest. Nothing else is needed (Lazarevich et al., arXiv 2104.15023).
     2. `wanda`: those with the smallest |w| times the L2 norm of its input on the data, as many in each output channel
@@ -46,7 +47,7 @@ class Sparsify(Pass):
     with the program, for `calibrate`.
 
     Refused: layers that `ignore` names, that do not fit the pattern, whose weight is computed, shared with another kind
-    of operator, quantised, or not finite; transposed convolutions; for 2 and 3 an input that is not finite.
+    of operator, quantised, or not finite; transposed convolutions; where data are used, inputs that are not finite.
 
     Attributes:
         sparsity: share of zeros in all layers together that are not refused, from 0 up to but not including 1; with a
@@ -55,7 +56,7 @@ class Sparsify(Pass):
         allocation: how many go in which layer.
         pattern: `any`, N:M such as 2:4 (N of M neighbours stay), or blocks of output x input channels such as 16x1.
         ignore: shell-style patterns of weight names to leave dense; each must match one.
-        data: for wanda and sparsegpt, what goes into the model.
+        data: for wanda, sparsegpt and allocation=sensitivity, what goes into the model.
         samples: how many images, or texts of up to 512 tokens, to take of the data.
         pixels: what the model takes for a pixel's 0 to 255.
         seed: chooses the data.
@@ -90,20 +91,18 @@ class Sparsify(Pass):
         """Prune each layer, say how much of it, and why not for the rest."""
         pattern = Pattern.parse(self.pattern)
         layers: list[Layer] = []
+        refused: list[Refusal] = []
         for found in prunable(program, entry, self.ignore):
             refusal = found if isinstance(found, Refusal) else _unfit(found, pattern)
             if refusal:
-                yield refusal
+                refused.append(refusal)
             elif isinstance(found, Layer):
                 layers.append(found)
-        if not layers:
-            return
-        pruned = yield from self._pruned(program, entry, layers, pattern)
+        pruned = (yield from self._pruned(program, entry, layers, pattern)) if layers else {}
+        refused += [Refusal(layer.name, NOT_FINITE) for layer in layers if layer not in pruned]
+        yield from refused
         zeros = total = 0
-        for layer in layers:
-            if layer not in pruned:
-                yield Refusal(layer.name, "its input is NaN or infinite on the calibration data")
-                continue
+        for layer in (layer for layer in layers if layer in pruned):
             old, new = (
                 program.weights[layer.weight],
                 layer.restored(pruned[layer], program.weights[layer.weight].dtype),
@@ -117,33 +116,28 @@ class Sparsify(Pass):
             if not torch.equal(old, new):
                 store(program, entry, layer, layer.weight, new)
                 yield layer.nodes[0]
-        yield self._total(zeros, total, 1 - pattern.kept / pattern.of if pattern.kept else self.sparsity)
+        target = 1 - pattern.kept / pattern.of if pattern.kept else self.sparsity
+        yield Note("", self._total(zeros, total, target) + left_out(refused))
 
-    def _total(self, zeros: int, total: int, target: float) -> Note:
+    def _total(self, zeros: int, total: int, target: float) -> str:
         reached = zeros / max(total, 1)
         if total and abs(reached - target) > _TOLERANCE:
             raise InputError(
                 f"{self.name} reached a sparsity of {reached:.1%} where {target:.1%} was asked for, as zeros come in "
                 "whole units and some weights may be zero already; give another sparsity, allocation or pattern"
             )
-        return Note("", f"{reached:.1%} of the {total:,} weights of layers that can be pruned are zero")
+        return f"{reached:.1%} of the {total:,} weights of layers that can be pruned are zero"
 
     def _pruned(
         self, program: Program, entry: Entry, layers: list[Layer], pattern: Pattern
     ) -> Generator[Progress, None, dict[Layer, Tensor]]:
         """Return the pruned matrix of each layer, but of those whose input is not finite."""
         matrices = {layer: layer.matrix(program.weights[layer.weight].detach().float()) for layer in layers}
-        counts = dict.fromkeys(layers, 0)
-        if not pattern.kept:
-            magnitudes = [pattern.units(matrix**2).sqrt() for matrix in matrices.values()]
-            shapes = [tuple(layer.shape) for layer in layers]
-            counts = dict(
-                zip(layers, allocate(self.allocation, self.sparsity, magnitudes, shapes), strict=True)
-            )
+        counts = yield from self._counts(program, entry, matrices, pattern)
         if self.method == "magnitude":
             return {
-                layer: _without(matrix, matrix**2, counts[layer], pattern, by_row=False)
-                for layer, matrix in matrices.items()
+                layer: _without(matrices[layer], matrices[layer] ** 2, counts[layer], pattern, by_row=False)
+                for layer in counts
             }
 
         def solve(layer: Layer, gram: Tensor) -> dict[str, Tensor]:
@@ -159,10 +153,39 @@ class Sparsify(Pass):
             parts = zip(matrix, inputs, shares, strict=True)
             return {"matrix": torch.stack([_sparsegpt(w, g, n, pattern) for w, g, n in parts])}
 
-        samples = Samples(self.samples, self.seed, self.pixels)
-        options = (self.method, self.pattern, [counts[layer] for layer in layers])
-        solved = yield from layerwise(program, entry, layers, self.data, samples, solve, *options)
+        samples, options = (
+            Samples(self.samples, self.seed, self.pixels),
+            (self.method, self.pattern, [*counts.values()]),
+        )
+        solved = yield from layerwise(program, entry, list(counts), self.data, samples, solve, *options)
         return {layer: made["matrix"] for layer, made in solved.items()}
+
+    def _counts(
+        self, program: Program, entry: Entry, matrices: dict[Layer, Tensor], pattern: Pattern
+    ) -> Generator[Progress, None, dict[Layer, int]]:
+        """Return how many units of each layer to prune, without layers of which that cannot be found out."""
+        if pattern.kept:
+            return dict.fromkeys(matrices, 0)
+        if self.allocation != "sensitivity":
+            magnitudes = [pattern.units(matrix**2).sqrt() for matrix in matrices.values()]
+            shapes = [tuple(layer.shape) for layer in matrices]
+            counts = allocate(self.allocation, self.sparsity, magnitudes, shapes)
+            return dict(zip(matrices, counts, strict=True))
+
+        # Of the dense weights, so that a sparser level, or the same one again, keeps the zeros there are.
+        def search(layer: Layer, gram: Tensor) -> dict[str, Tensor]:
+            weight = program.dense.get(layer.weight, program.weights[layer.weight])
+            matrix = layer.matrix(weight.detach().float())
+            return {"errors": errors_at_levels(matrix, matrix**2, gram, pattern)}
+
+        samples = Samples(self.samples, self.seed, self.pixels)
+        found = yield from layerwise(
+            program, entry, list(matrices), self.data, samples, search, "levels", self.pattern
+        )
+        layers = [layer for layer in matrices if layer in found]
+        sizes = [pattern.units(matrices[layer]).numel() for layer in layers]
+        counts = units_of_least_error(self.sparsity, sizes, [found[layer]["errors"] for layer in layers])
+        return dict(zip(layers, counts, strict=True))
 
 
 def _unfit(layer: Layer, pattern: Pattern) -> Refusal | None:

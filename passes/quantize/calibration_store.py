@@ -74,5 +74,5 @@ def fingerprint(program: Program, entry: str) -> str:
     for name in program.used_weights(entry):
         weight = program.weights[name]
         made_of.update(repr((name, weight.dtype, tuple(weight.shape))).encode())
-        made_of.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        made_of.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return made_of.hexdigest()

@@ -85,7 +85,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     diagonal = damped.diagonal().clone()
     dead = diagonal <= 0
     if dead.all():
-        return torch.eye(len(damped))
+        return torch.eye(len(damped), device=gram.device)
     damped = damped.masked_fill(dead[:, None] | dead, 0)
     diagonal += damping * diagonal[~dead].mean()
     damped.diagonal().copy_(diagonal.masked_fill(dead, 1))
@@ -95,5 +95,5 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
         raise InputError(
             f"the Gram matrix is not positive definite with a damping of {damping}; give a larger one"
         )
-    identity = torch.eye(len(damped), dtype=torch.float64)
+    identity = torch.eye(len(damped), dtype=torch.float64, device=gram.device)
     return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True).float()

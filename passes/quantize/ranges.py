@@ -43,7 +43,7 @@ class _Seen:
 
     def count(self, x: Tensor) -> None:
         if self.least < self.most:
-            self.counts += torch.histc(x.flatten(), _BINS, self.least, self.most).double()
+            self.counts += torch.histc(x.flatten(), _BINS, self.least, self.most).double().cpu()
 
 
 @dataclass(frozen=True)
