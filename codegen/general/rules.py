@@ -10,9 +10,10 @@ import torch.nn.modules.linear_cross_entropy  # which registers its operators
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._decomp.decompositions import one_layer_lstm
+from torch._refs import istft
 from torch.nn import functional as F  # noqa: N812
 
-from specqd.codegen.general.fourier import centred_stft, stft
+from specqd.codegen.general.fourier import WINDOWS, centred_stft, stft
 from specqd.codegen.general.sampling_rules import SAMPLING
 from specqd.errors import CodegenError
 
@@ -263,12 +264,14 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._pdist_forward.default: _pdist,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attend,
     **SAMPLING,
+    **WINDOWS,
     torch.ops.torch_nn._linear_cross_entropy_batch_chunked.default: _linear_cross_entropy,
     torch.ops.torch_nn._linear_cross_entropy_batch_chunked_no_reduction.default: _linear_cross_entropy_by_row,
 }
 """Operator -> function of the same arguments in other operators of torch."""
 
 COMPOSITES: dict[Any, Callable[..., Any]] = {
+    aten.istft.default: istft,
     aten.pad.default: _pad,
     aten.stft.default: stft,
     aten.stft.center: centred_stft,
