@@ -28,7 +28,7 @@ from machine import facts, versions
 __all__: list[str] = []
 
 _WORKER = Path(__file__).parent / "coverage_cases.py"
-OUTCOMES = ("passed", "refused", "wrong", "crashed", "skipped", "not reached")
+OUTCOMES = ("passed", "refused", "wrong", "unstable", "crashed", "skipped", "not reached")
 #: seconds between writes of the results so far
 _EVERY = 10.0
 

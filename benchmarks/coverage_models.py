@@ -23,7 +23,7 @@ TIMM = (
     "vgg11", "vgg11_bn", "dpn68", "dla34", "hrnet_w18_small", "inception_v3", "inception_v4", "xception41",
     "nasnetalarge", "cspresnet50", "cspdarknet53", "darknet53", "rexnet_100", "repvgg_a0", "mobileone_s0",
     "convnext_atto", "convnext_tiny", "convnextv2_atto", "convmixer_768_32", "edgenext_xx_small",
-    "poolformer_s12", "poolformerv2_s12", "metaformer_ppff_s12_224", "caformer_s18", "vit_tiny_patch16_224",
+    "poolformer_s12", "poolformerv2_s12", "caformer_s18", "vit_tiny_patch16_224",
     "vit_small_patch16_224", "vit_base_patch32_224", "vit_relpos_small_patch16_224",
     "vit_srelpos_small_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224",
     "deit_tiny_distilled_patch16_224", "beit_base_patch16_224", "beitv2_base_patch16_224", "cait_xxs24_224",
