@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, ClassVar
@@ -24,7 +23,7 @@ TIMM = (
     "vgg11", "vgg11_bn", "dpn68", "dla34", "hrnet_w18_small", "inception_v3", "inception_v4", "xception41",
     "nasnetalarge", "cspresnet50", "cspdarknet53", "darknet53", "rexnet_100", "repvgg_a0", "mobileone_s0",
     "convnext_atto", "convnext_tiny", "convnextv2_atto", "convmixer_768_32", "edgenext_xx_small",
-    "poolformer_s12", "poolformerv2_s12", "metaformer_ppff_s12_224", "caformer_s18", "vit_tiny_patch16_224",
+    "poolformer_s12", "poolformerv2_s12", "caformer_s18", "vit_tiny_patch16_224",
     "vit_small_patch16_224", "vit_base_patch32_224", "vit_relpos_small_patch16_224",
     "vit_srelpos_small_patch16_224", "deit_tiny_patch16_224", "deit3_small_patch16_224",
     "deit_tiny_distilled_patch16_224", "beit_base_patch16_224", "beitv2_base_patch16_224", "cait_xxs24_224",
@@ -89,7 +88,7 @@ class _Tensors(nn.Module):
         return tuple(value for value in found.values() if isinstance(value, torch.Tensor))
 
 
-def timm_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
+def timm_model(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     """Make one case of timm's, at the size it was made for."""
     mend_torchvision()
     if importlib.util.find_spec("torchvision") is None:
@@ -99,10 +98,10 @@ def timm_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).eval()
     shape = timm.data.resolve_model_data_config(model)["input_size"]
-    yield name, model, (torch.randn(1, *shape),)
+    return model, (torch.randn(1, *shape),)
 
 
-def transformers_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, ...]]]:
+def transformers_model(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     """Make one case of transformers', tiny."""
     mend_torchvision()
     import transformers
@@ -129,7 +128,7 @@ def transformers_model(name: str) -> Iterator[tuple[str, nn.Module, tuple[Any, .
         }
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = tokens[:, :5]
-    yield name, _Tensors(model, tuple(inputs)), tuple(inputs.values())
+    return _Tensors(model, tuple(inputs)), tuple(inputs.values())
 
 
 def mend_torchvision() -> None:

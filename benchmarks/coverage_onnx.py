@@ -78,13 +78,16 @@ def _bindings(inputs: list[Any]) -> list[list[int]]:
         if (isinstance(x, np.ndarray | np.generic) and np.ndim(x) < 2)
         or (isinstance(x, TensorProto) and len(x.dims) < 2)
     ]
-    whole = [at for at in short if np.asarray(_array(inputs[at])).dtype.kind in "iub"]
+    whole = [at for at in short if _array(inputs[at]).dtype.kind in "iub"]
     return [list(one) for one in dict.fromkeys((tuple[int, ...](), tuple(whole), tuple(short)))]
 
 
 def _array(value: Any) -> Any:
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+
+
+def _held(array: Any) -> Any:
     """An array as compiled code takes and gives it: codes of what torch does not compute in."""
-    array = numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
     name = array.dtype.name
     if name in _HELD:
         return array.astype(_HELD[name])
@@ -108,7 +111,8 @@ def interpreted(model: onnx.ModelProto, arrays: list[Any], bound: list[int]) -> 
 
 
 def _examples(arrays: list[Any], bound: list[int]) -> tuple[Any, ...]:
-    return tuple(x.tolist() if at in bound else _tensor(x) for at, x in enumerate(arrays))
+    held = map(_held, arrays)
+    return tuple(x.tolist() if at in bound else _tensor(x) for at, x in enumerate(held))
 
 
 def _compare(
@@ -120,7 +124,7 @@ def _compare(
     got = got if isinstance(got, tuple) else (got,)
     assert len(got) == len(outputs), f"{len(got)} outputs instead of {len(outputs)}"
     for a, output in zip(got, outputs, strict=True):
-        b, wanted = np.asarray(a), _array(output)
+        b, wanted = _held(np.asarray(a)), _held(_array(output))
         kinds = [(x.dtype.name, x.shape) for x in (b, wanted)]
         assert kinds[0] == kinds[1], f"{kinds[0]} instead of {kinds[1]}"
         # Attention's tests round each step to 16 bits, which float32 does not: they are off by 2.5 roundings. And they

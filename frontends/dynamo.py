@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._dynamo.aot_compile_types import GraphModuleSerializableCallable
 from torch._functorch.aot_autograd import aot_module_simplified
+from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 from torch.utils._python_dispatch import _disable_current_modes
 
 from specqd.build_module import DEFAULT_PIPELINE, calibrated_on
 from specqd.errors import CaptureError, CodegenError, ContractError, InputError
+from specqd.frontends.dynamo_bound import BoundGraph, digest
+from specqd.frontends.dynamo_compiled import CompiledGraph, load_own
 from specqd.frontends.dynamo_graph import program_of
 from specqd.program import Program
 from specqd.runtime.cpu import cpu_features
+from specqd.runtime.module import Module
 
 __all__ = ["Build", "Options", "backend", "compiled"]
 
@@ -106,16 +111,28 @@ def compiled(
 
     def compile_graph(gm: Any, example_inputs: Sequence[Any]) -> Any:
         with _disable_current_modes(), torch.no_grad():  # AOTAutograd calls this while everything is fake
-            return make_boxed_func(_runner(gm, [*bound.values()], chosen, build))
+            program, outputs = program_of(gm, [*bound.values()])
+            return CompiledGraph(outputs, build(program, chosen) if program else None)
 
     try:
-        run = aot_module_simplified(inner, free, compile_graph, inference_compiler=compile_graph)
+        with _empty_cache():
+            run = aot_module_simplified(inner, free, compile_graph, inference_compiler=compile_graph)
     except (CodegenError, CaptureError, ContractError) as error:
         if chosen.fallback == "error":
             raise
         warnings.warn(f"specqd runs a graph in eager torch: {error}", stacklevel=2)
-        return gm.forward
-    return _guarded(gm, run, bound, chosen)
+        return GraphModuleSerializableCallable(gm)
+    return BoundGraph(run, bound, gm.forward, chosen.fallback == "eager")
+
+
+@contextmanager
+def _empty_cache() -> Iterator[None]:
+    """Let torch find nothing in its cache: for `aot_compile` it keeps graphs there, whatever the values of weights."""
+    if not torch._functorch.config.force_autograd_cache:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder, temporary_cache_dir(folder):
+        yield
 
 
 def _demand_inference(example_inputs: Sequence[Any]) -> None:
@@ -150,29 +167,11 @@ def _bound(gm: fx.GraphModule, bound: Mapping[int, Tensor]) -> fx.GraphModule:
     return fx.GraphModule(holder, graph)
 
 
-def _runner(
-    graph: fx.GraphModule, weights: Sequence[Tensor], options: Options, build: Build
-) -> Callable[..., list[Any]]:
-    program, call = program_of(graph, weights)
-    if program is None:
-        return lambda *given: call(given, ())
-    module = build(program, options)
-
-    def run(*given: Any) -> list[Any]:
-        return call(given, module(*(value for value in given[len(weights) :] if isinstance(value, Tensor))))
-
-    return run
-
-
 def _artifact(program: Program, options: Options) -> Callable[..., Any]:
     from specqd.build import compile_model
-    from specqd.runtime.module import Module
 
     if options.cache_dir is None:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder) / "graph"
-            compile_model(program, place, pipeline=options.passes)
-            return Module.open(place)
+        return load_own(lambda folder: compile_model(program, folder, pipeline=options.passes))
     place = Path(options.cache_dir) / _key(program, options)
     if not place.exists():
         compile_model(program, place, pipeline=options.passes)
@@ -189,9 +188,7 @@ def _key(program: Program, options: Options) -> str:
         value = node.meta.get("val")
         text.update(f"{node.format_node()} {value} {_ranges(value)}".encode())
     for name, weight in program.weights.items():
-        text.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        text.update(weight.detach().contiguous().view(torch.uint8).numpy().tobytes() if weight.dim() else b"")
-        text.update(str(weight.item()).encode() if not weight.dim() else b"")
+        text.update(f"{name} {digest(weight)}".encode())
     return text.hexdigest()
 
 
@@ -199,31 +196,3 @@ def _ranges(value: Any) -> list[str]:
     """The limits of the sizes of a tensor that are left open: two graphs may differ in nothing else."""
     sizes: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else ()
     return [str(s.node.shape_env.bound_sympy(s.node.expr)) for s in sizes if isinstance(s, torch.SymInt)]
-
-
-def _version(weight: Tensor) -> int:
-    return 0 if weight.is_inference() else weight._version
-
-
-def _guarded(
-    gm: fx.GraphModule, run: Callable[..., Any], bound: Mapping[int, Tensor], options: Options
-) -> Callable[..., Any]:
-    """Run what was compiled as long as the weights are those that were bound."""
-    versions = [(at, weight, _version(weight)) for at, weight in bound.items()]
-    warned = False
-
-    def call(*given: Any) -> Any:
-        nonlocal warned
-        if all(given[at] is weight and _version(weight) == version for at, weight, version in versions):
-            return run(*(value for at, value in enumerate(given) if at not in bound))
-        changed = (
-            "the weights were changed since they were bound; call torch.compiler.reset() to bind them again"
-        )
-        if options.fallback == "error":
-            raise InputError(changed)
-        if not warned:
-            warnings.warn(f"specqd runs a graph in eager torch: {changed}", stacklevel=2)
-            warned = True
-        return gm.forward(*given)
-
-    return call

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 
@@ -12,18 +14,42 @@ from specqd.errors import CaptureError
 from specqd.frontends.composites import restore_composites
 from specqd.program import Entry, Input, ModelInfo, Program
 
-__all__ = ["program_of"]
+__all__ = ["Outputs", "program_of"]
 
 aten = torch.ops.aten
 
-Assemble = Callable[[Sequence[Any], Any], list[Any]]
+
+@dataclass(frozen=True)
+class Outputs:
+    """How the outputs of a graph come from what it was given and what was computed.
+
+    Attributes:
+        weights: how many of the inputs are weights; they come first.
+        sizes: where the value of each symbol can be read: an input behind the weights, and a dimension of it, or None
+            where the input itself is the size.
+        results: for each output its strides if it is a tensor, numbers or expressions of symbols; else its value.
+    """
+
+    weights: int
+    sizes: dict[sympy.Symbol, tuple[int, int | None]]
+    results: tuple[Any, ...]
+
+    def assemble(self, given: Sequence[Any], found: Any) -> list[Any]:
+        """Return the outputs, from all inputs and the tensors that were computed: one, or a tuple of several."""
+        values = iter(found if isinstance(found, tuple) else (found,))
+        sizes = {symbol: _size(given[self.weights + at], dim) for symbol, (at, dim) in self.sizes.items()}
+        return [
+            _strided(next(values), [_number(stride, sizes) for stride in result])
+            if isinstance(result, tuple)
+            else _number(result, sizes)
+            for result in self.results
+        ]
 
 
-def program_of(module: fx.GraphModule, weights: Sequence[Tensor]) -> tuple[Program | None, Assemble]:
-    """Return the Program of a graph whose first inputs are `weights`, and what builds the graph's outputs.
+def program_of(module: fx.GraphModule, weights: Sequence[Tensor]) -> tuple[Program | None, Outputs]:
+    """Return the Program of a graph whose first inputs are `weights`, and how its outputs come from the Program's.
 
-    That takes what the graph was given and the results of the Program, which are its tensors; numbers and None among
-    the outputs it finds itself. The Program is None where the graph computes no tensor.
+    Those are the tensors among them; the Program is None where there are none.
 
     Raises:
         CaptureError: the graph takes a number that is no size of its tensors.
@@ -38,13 +64,9 @@ def program_of(module: fx.GraphModule, weights: Sequence[Tensor]) -> tuple[Progr
     tensors = [node for node in results if isinstance(node, fx.Node) and isinstance(node.meta["val"], Tensor)]
     symbols = _symbols(placeholders[len(weights) :])
 
-    def assemble(given: Sequence[Any], found: Any) -> list[Any]:
-        values = iter(found if isinstance(found, tuple) else (found,))
-        sizes = {symbol: _size(given[len(weights) + at], dim) for symbol, (at, dim) in symbols.items()}
-        return [_output(node, values, sizes) for node in results]
-
+    outputs = Outputs(len(weights), symbols, tuple(map(_result, results)))
     if not tensors:
-        return None, assemble
+        return None, outputs
     output.args = (tensors[0] if len(tensors) == 1 else tuple(tensors),)
     named = _bind(graph, placeholders, weights)
     inputs = _inputs(graph, placeholders[len(weights) :], symbols)
@@ -52,7 +74,7 @@ def program_of(module: fx.GraphModule, weights: Sequence[Tensor]) -> tuple[Progr
     info = ModelInfo("Graph", 0, 0, source="a graph of torch.compile")
     used = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     kept = {name: weight for name, weight in named.items() if name in used}
-    return Program({"target": Entry("target", graph, inputs=inputs)}, kept, info), assemble
+    return Program({"target": Entry("target", graph, inputs=inputs)}, kept, info), outputs
 
 
 def _symbols(placeholders: Sequence[fx.Node]) -> dict[Any, tuple[int, int | None]]:
@@ -79,17 +101,17 @@ def _size(value: Any, dim: int | None) -> int:
     return int(value if dim is None else value.shape[dim])
 
 
-def _output(node: Any, values: Any, sizes: dict[Any, int]) -> Any:
-    if not isinstance(node, fx.Node):
-        return node
-    value = node.meta["val"]
-    if isinstance(value, Tensor):
-        return _strided(next(values), [_number(stride, sizes) for stride in value.stride()])
-    return _number(value, sizes) if isinstance(value, torch.SymInt) else value
+def _result(node: Any) -> Any:
+    value = node.meta["val"] if isinstance(node, fx.Node) else node
+    return tuple(map(_expression, value.stride())) if isinstance(value, Tensor) else _expression(value)
 
 
-def _number(value: Any, sizes: dict[Any, int]) -> int:
-    return int(value.node.expr.subs(sizes)) if isinstance(value, torch.SymInt) else int(value)
+def _expression(value: Any) -> Any:
+    return value.node.expr if isinstance(value, torch.SymInt) else value
+
+
+def _number(value: Any, sizes: Mapping[sympy.Symbol, int]) -> Any:
+    return int(value.subs(sizes)) if isinstance(value, sympy.Expr) else value
 
 
 def _strided(found: Tensor, strides: Sequence[int]) -> Tensor:

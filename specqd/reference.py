@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 import specqd.ops  # noqa: F401  (registers the operators graphs hold)
 from specqd.cache_formats import FORMATS, tensor_dtype
-from specqd.errors import InputError
+from specqd.errors import CaptureError, InputError
 from specqd.program import Entry, Program
 
 __all__ = [
@@ -59,6 +60,19 @@ class _ShapeInterpreter(OpenSizes, Interpreter):
         super().__init__(program, entry)
         self.sizes = mode.shape_env
         self.mode, self.garbage_collect_values = mode, False
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node; raises CaptureError where its shape cannot be told without data."""
+        try:
+            return super().run_node(n)
+        except Exception as error:
+            from specqd.frontends.normalise import place
+
+            lines = str(error).splitlines() or ["no message"]
+            raise CaptureError(
+                f"the shape of {n.format_node()} cannot be told without data: {place(n)}: "
+                f"{type(error).__name__}: {lines[0]}"
+            ) from error
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Give a fake tensor of the weight's shape."""
@@ -202,7 +216,8 @@ def captured_inputs(program: Program, entry: Entry) -> tuple[Any, list[Any]]:
 def fake_values(program: Program, entry: Entry, mode: Any, given: Sequence[Any]) -> dict[fx.Node, Any]:
     """Return what each node computes of fake tensors of a mode, in the order of the entry's placeholders."""
     interpreter = _ShapeInterpreter(program, entry, mode)
-    with mode, torch.no_grad():
+    # Torch's rules in Python for composite operators ask less of data and of open sizes than those in C++.
+    with mode, enable_python_dispatcher(), torch.no_grad():
         interpreter.run(*given)
     return interpreter.env
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from small_programs import DIM, Decoder, of
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim
 from torch.nn import functional as F  # noqa: N812
 
@@ -12,8 +12,8 @@ from specqd.errors import CaptureError, InputError
 from specqd.passes import Pipeline, registered
 from specqd.passes.match import shapes
 from specqd.passes.watchers import verify
-from specqd.program import Input
-from specqd.reference import run
+from specqd.program import Entry, Input, ModelInfo, Program
+from specqd.reference import example_values, run
 
 
 class Net(nn.Module):
@@ -270,3 +270,12 @@ def test_inputs_that_do_not_fit_are_errors(given, why):
     program = specqd.capture(nn.Linear(4, 3), (torch.ones(2, 4),))
     with pytest.raises(InputError, match=why):
         run(program, program.target, *given)
+
+
+def test_a_node_whose_shape_takes_data_is_named():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output((x, graph.call_function(torch.ops.aten.equal.default, (x, x))))
+    entry = Entry("target", graph, inputs=(Input("x", "float32", (3,)),))
+    with pytest.raises(CaptureError, match=r"the shape of %equal_default .* cannot be told without data"):
+        example_values(Program({"target": entry}, {}, ModelInfo("toy", 0, 0)), entry, 1)

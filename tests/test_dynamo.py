@@ -167,6 +167,44 @@ def test_changed_weights_are_noticed(net):
 
 
 @torch.no_grad()
+def test_what_was_compiled_ahead_can_be_saved(net, tmp_path):
+    compiled = torch.compile(net, backend="specqd", fullgraph=True, options={"fallback": "error"})
+    example = torch.zeros(2, 7, dtype=torch.long)
+    torch._dynamo.mark_dynamic(example, 1)
+    for name in ("first", "again"):
+        compiled.forward.aot_compile(((example,), {})).save_compiled_function(tmp_path / name)
+        saved = _loaded(tmp_path / name)
+        for length in (3, 9):
+            tokens = torch.randint(0, 20, (2, length))
+            for got, wanted in zip(saved(net, tokens), net(tokens), strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+        saved.save_compiled_function(tmp_path / name)
+        assert torch.equal(_loaded(tmp_path / name)(net, tokens)[0], saved(net, tokens)[0])
+        net.head.weight.mul_(2)
+        with pytest.raises(InputError, match="the weights were changed"):
+            saved(net, tokens)
+
+
+@torch.no_grad()
+def test_what_runs_in_eager_torch_can_be_saved(tmp_path):
+    compiled = torch.compile(_largest_eigenvalue, backend="specqd", fullgraph=True)
+    x = torch.randn(3, 3)
+    with pytest.warns(UserWarning, match="eager torch"):
+        compiled.aot_compile(((x,), {})).save_compiled_function(tmp_path / "saved")
+    torch.testing.assert_close(_loaded(tmp_path / "saved")(x), _largest_eigenvalue(x))
+
+
+def _largest_eigenvalue(x):
+    return torch.linalg.eigvalsh(x @ x.T)[-1]
+
+
+def _loaded(path):
+    torch._dynamo.reset()
+    with path.open("rb") as file:
+        return torch.compiler.load_compiled_function(file)
+
+
+@torch.no_grad()
 def test_graphs_are_kept_for_the_next_process(net, tmp_path):
     tokens = torch.randint(0, 20, (2, 5))
     _, given = counted(cache_dir=str(tmp_path))

@@ -6,6 +6,7 @@ Here is what it lacks: transforms, and how complex tensors come from real ones.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from specqd.errors import CodegenError
 
-__all__ = ["COMPLEX", "centred_stft", "stft"]
+__all__ = ["COMPLEX", "WINDOWS", "centred_stft", "stft"]
 
 aten = torch.ops.aten
 
@@ -169,6 +170,28 @@ COMPLEX: dict[Any, Callable[..., Any]] = {
 }
 """Operator that makes complex tensors of real ones -> the same with a ComplexTensor as its result."""
 
+
+def _window(operator: Any, *args: Any, **kwargs: Any) -> Tensor:
+    with _disable_current_modes():
+        window: Tensor = operator(*args, **kwargs)
+        return window
+
+
+_PACKETS = (
+    aten.bartlett_window,
+    aten.blackman_window,
+    aten.hamming_window,
+    aten.hann_window,
+    aten.kaiser_window,
+)
+WINDOWS: dict[Any, Callable[..., Tensor]] = {
+    operator: functools.partial(_window, operator)
+    for packet in _PACKETS
+    for operator in (getattr(packet, name) for name in packet.overloads() if not name.endswith("out"))
+}
+"""Operator that makes a window -> the window itself, which depends on numbers alone."""
+
 register_complex(aten._fft_c2c, _c2c)
 register_complex(aten._fft_c2r, _c2r)
 register_simple(aten.roll)
+register_simple(aten.unfold_backward)

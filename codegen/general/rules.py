@@ -9,12 +9,12 @@ import torch
 import torch.nn.modules.linear_cross_entropy  # which registers its operators
 from torch import Tensor
 from torch._decomp import decomposition_table
-from torch._decomp.decompositions import one_layer_lstm
+from torch._refs import istft
 from torch.nn import functional as F  # noqa: N812
 
-from specqd.codegen.general.fourier import centred_stft, stft
+from specqd.codegen.general.fourier import WINDOWS, centred_stft, stft
+from specqd.codegen.general.recurrent_rules import LAYERS, lstm_layer
 from specqd.codegen.general.sampling_rules import SAMPLING
-from specqd.errors import CodegenError
 
 __all__ = ["COMPOSITES", "OWN"]
 
@@ -232,29 +232,13 @@ def _linear_cross_entropy_by_row(
     return _linear_cross_entropy(x, linear, target, bias, weight, "none", ignore_index, 0.0)[0]
 
 
-def _lstm(
-    x: Tensor, ih_weight: Tensor, hh_weight: Tensor, ih_bias: Tensor, hh_bias: Tensor, hidden: Tensor, cell: Tensor,
-    reverse: bool, batch_sizes: list[int], mode: int, hidden_size: int, num_layers: int, has_biases: bool,
-    bidirectional: bool, batch_first: bool, train: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The operator that torch makes of each layer and direction of an LSTM on a CPU, time first, step by step."""
-    if batch_sizes:
-        raise CodegenError("packed sequences are not compiled: pad them, and give the LSTM a tensor")
-    weights = [ih_weight, hh_weight, *([ih_bias, hh_bias] if has_biases else [])]
-    rows = hidden.shape[-2:]  # torch calls it with and without a dimension of one layer in front
-    found, (last, kept) = one_layer_lstm(
-        x, (hidden.reshape(rows), cell.reshape(rows)), weights, has_biases, reverse
-    )
-    return found, last.reshape(hidden.shape), kept.reshape(cell.shape), x.new_empty(0)
-
-
 OWN: dict[Any, Callable[..., Any]] = {
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,
     aten._native_multi_head_attention.default: _attention,
     aten._transformer_encoder_layer_fwd.default: _encoder_layer,
     aten._adaptive_avg_pool3d.default: _adaptive_avg_pool3d,
-    aten.mkldnn_rnn_layer.default: _lstm,
+    aten.mkldnn_rnn_layer.default: lstm_layer,
     aten.masked_scatter.default: _masked_scatter,
     aten.nll_loss.default: _nll_loss,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool,
@@ -263,14 +247,17 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._pdist_forward.default: _pdist,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attend,
     **SAMPLING,
+    **WINDOWS,
     torch.ops.torch_nn._linear_cross_entropy_batch_chunked.default: _linear_cross_entropy,
     torch.ops.torch_nn._linear_cross_entropy_batch_chunked_no_reduction.default: _linear_cross_entropy_by_row,
 }
 """Operator -> function of the same arguments in other operators of torch."""
 
 COMPOSITES: dict[Any, Callable[..., Any]] = {
+    aten.istft.default: istft,
     aten.pad.default: _pad,
     aten.stft.default: stft,
     aten.stft.center: centred_stft,
+    **LAYERS,
 }
 """Likewise for operators that torch itself takes apart into others; NotImplemented leaves it to that."""

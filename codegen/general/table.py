@@ -16,6 +16,7 @@ from specqd.codegen.general.operators import (
     normalisation,
     pooling,
     quantised,
+    recurrent,
     reductions,
     scans,
     scatters,
@@ -37,6 +38,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     **indexing.RULES,
     **pooling.RULES,
     **quantised.RULES,
+    **recurrent.RULES,
     **scans.RULES,
     **scatters.RULES,
 }

@@ -44,6 +44,7 @@ class Module:
         demand_cpu(manifest.triple, manifest.cpu_features)
         if "amx_tile" in manifest.cpu_features:
             permit_tiles()
+        self.directory = artifact.directory
         self.record: ModuleRecord = manifest.module
         if threads is not None and threads < 1:
             raise InputError(f"cannot run on {threads} threads: ask for 1 or more")
