@@ -26,10 +26,15 @@ from specqd.frontends.dynamo_graph import program_of
 from specqd.program import Program
 from specqd.runtime.cpu import cpu_features
 from specqd.runtime.module import Module
+from specqd.tuning import Tuning
 
 __all__ = ["Build", "Options", "backend", "compiled"]
 
-_CHOICES = {"precision": ("exact", "bf16", "int8"), "fallback": ("eager", "error"), "tune": ("none",)}
+_CHOICES = {
+    "precision": ("exact", "bf16", "int8"),
+    "fallback": ("eager", "error"),
+    "tune": ("none", "cached", "full"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Options:
             `int8`: they multiply INT8; `pipeline` has to say on which data scales are found, with quantize-int8.
         fallback: what is done with a graph that cannot be compiled: `eager` runs it in torch and warns, `error` raises.
         cache_dir: where compiled graphs are kept for the next process; None keeps none.
-        tune: `none`.
+        tune: how kernels are cut. `none` leaves it to specqd, `cached` takes what was measured, `full` measures more.
+        minutes: time that `full` takes for each graph.
     """
 
     pipeline: str | None = None
@@ -50,6 +56,7 @@ class Options:
     fallback: str = "eager"
     cache_dir: str | None = None
     tune: str = "none"
+    minutes: float = 5.0
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> Options:
@@ -64,12 +71,18 @@ class Options:
                     f"{name}={value!r} is not to be had; there is {', '.join(map(repr, choices))}"
                 )
         chosen = cls(**(given or {}))
+        chosen.tuning  # noqa: B018 - checks the minutes
         if chosen.precision == "int8" and "quantize-int8" not in (chosen.pipeline or ""):
             raise InputError(
                 "precision='int8' needs data to find scales on: name them in the pipeline, as "
                 "pipeline='fold-batch-norm, quantize-int8{data=FOLDER}', or data=random for a first try"
             )
         return chosen
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What `tune` and `minutes` say; None for no tuning."""
+        return None if self.tune == "none" else Tuning(self.minutes if self.tune == "full" else 0)
 
     @property
     def passes(self) -> str | None:
@@ -171,10 +184,12 @@ def _artifact(program: Program, options: Options) -> Callable[..., Any]:
     from specqd.build import compile_model
 
     if options.cache_dir is None:
-        return load_own(lambda folder: compile_model(program, folder, pipeline=options.passes))
+        return load_own(
+            lambda folder: compile_model(program, folder, pipeline=options.passes, tuning=options.tuning)
+        )
     place = Path(options.cache_dir) / _key(program, options)
     if not place.exists():
-        compile_model(program, place, pipeline=options.passes)
+        compile_model(program, place, pipeline=options.passes, tuning=options.tuning)
     return Module.open(place)
 
 
@@ -182,7 +197,14 @@ def _key(program: Program, options: Options) -> str:
     from specqd.artifact import specqd_version
 
     data = calibrated_on(options.passes or "")
-    made_by = (specqd_version(), torch.__version__, sorted(cpu_features()), options.passes, data)
+    made_by = (
+        specqd_version(),
+        torch.__version__,
+        sorted(cpu_features()),
+        options.passes,
+        options.tune,
+        data,
+    )
     text = hashlib.sha256(str(made_by).encode())
     for node in program.target.graph.nodes:
         value = node.meta.get("val")

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from specqd.program import Program as Program
     from specqd.runtime.opening import load as load
     from specqd.runtime.sampling import Sampling as Sampling
+    from specqd.tuning import Tuning as Tuning
 
 __all__ = [
     "Pipeline",
     "Program",
     "Sampling",
     "SpecqdError",
+    "Tuning",
     "capture",
     "compile",
     "explain",
@@ -45,6 +47,7 @@ _HOMES = {
     "Program": ("specqd.program", "Program"),
     "Sampling": ("specqd.runtime.sampling", "Sampling"),
     "SpecqdError": ("specqd.errors", "SpecqdError"),
+    "Tuning": ("specqd.tuning", "Tuning"),
 }
 
 

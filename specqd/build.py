@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from specqd.codegen.isa import ISA
     from specqd.passes import Pipeline
     from specqd.program import KVCache, Program
+    from specqd.tuning import Tuning
 
 __all__ = ["DEFAULT_CONTEXT", "compile_model", "default_pipeline"]
 
@@ -52,6 +53,7 @@ def compile_model(
     context: int | None = None,
     isa: str = "native",
     plan: str | None = None,
+    tuning: Tuning | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -60,7 +62,8 @@ def compile_model(
     `source`, `example_inputs` and `dynamic_shapes` are what `specqd.capture` takes, or `source` is a Program; a module
     that is no language model has neither `drafts` nor `context` nor `plan`; `drafts` are smaller models with the
     same tokenizer by the name that their entry gets, given alike; `context` the most positions (prompt and answer)
-    that the caches hold; `isa` a name of codegen's table; `force` lets an existing artifact be replaced.
+    that the caches hold; `isa` a name of codegen's table; `tuning` measures schedules of a module's kernels, or takes
+    those that were measured; `force` lets an existing artifact be replaced.
 
     Raises:
         InputError: an option cannot be used, or `target` is taken.
@@ -84,9 +87,23 @@ def compile_model(
         tell("capturing the model", 0, 0)
         program = _captured(source, example_inputs, dynamic_shapes)
         if program.target.of_language_model:
+            if tuning is not None:
+                raise InputError(
+                    f"{program.model.source} is a language model, whose kernels read weights as fast as memory gives "
+                    "them: there is no schedule to tune; `specqd tune` chooses how an artifact of it speculates"
+                )
             return _compile(program, target, drafts or {}, steps, context, instructions, parsed, force, tell)
         return _compile_module(
-            program, target, steps, instructions, force, tell, drafts=drafts, context=context, plan=plan
+            program,
+            target,
+            steps,
+            instructions,
+            force,
+            tell,
+            tuning,
+            drafts=drafts,
+            context=context,
+            plan=plan,
         )
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
@@ -112,6 +129,7 @@ def _compile_module(
     isa: ISA,
     force: bool,
     tell: Progress,
+    tuning: Tuning | None,
     **others: Any,
 ) -> Manifest:
     from specqd.build_module import compile_module
@@ -119,7 +137,10 @@ def _compile_module(
     given = next((name for name, value in others.items() if value), None)
     if given is not None:
         raise InputError(f"{program.model.source} is no language model, which alone has the option {given!r}")
-    return compile_module(program, target, isa, steps=steps, force=force, tell=tell, cache=_library_cache())
+    cache = _library_cache()
+    return compile_module(
+        program, target, isa, steps=steps, force=force, tell=tell, cache=cache, tuning=tuning
+    )
 
 
 def _compile(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from specqd.codegen.isa import ISA
     from specqd.passes import Pipeline
     from specqd.program import Program
+    from specqd.tuning import Tuning
 
 __all__ = ["DEFAULT_PIPELINE", "calibrated_on", "compile_module"]
 
@@ -41,12 +42,14 @@ def compile_module(
     force: bool,
     tell: Callable[[str, int, int], None],
     cache: Path | None,
+    tuning: Tuning | None = None,
 ) -> Manifest:
     """Compile the target of a program into the artifact directory `target`.
 
     Raises:
         ContractError: a pass refuses the program.
         CodegenError: the program cannot be compiled; names every operator with its place and the reason.
+        InputError: the database of tuned kernels is none, or no RPC tracker answers.
         ArtifactError: the disk is full.
     """
     from specqd.codegen.general.build import build
@@ -56,7 +59,7 @@ def compile_module(
         steps = Pipeline.parse(DEFAULT_PIPELINE)
     tell("rewriting the graph", 0, 0)
     program = steps(program, tell=tell)
-    compiled = build(program, isa, tell, cache)
+    compiled = build(program, isa, tell, cache, tuning)
     tell("writing the weights", 0, 0)
     return save(
         target,

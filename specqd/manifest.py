@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from specqd.tuning import TunedKernel
+
 __all__ = [
     "BLOCK",
     "LONGEST_PASS",
@@ -152,7 +154,7 @@ class ModuleRecord(_Record):
 
     It takes `inputs`, then `states`, then the weights named in `parameters`, and gives `outputs`, then the next value
     of each state, which is zeros at first. `ranges` are the least and the largest value of dynamic sizes by name, None
-    for no limit. `kernels` are its calls in order, if they were recorded.
+    for no limit. `kernels` are its calls in order, if they were recorded; `tuned` those whose schedule was measured.
     """
 
     inputs: tuple[TensorRecord, ...]
@@ -161,6 +163,7 @@ class ModuleRecord(_Record):
     parameters: tuple[str, ...]
     states: tuple[TensorRecord, ...] = ()
     kernels: tuple[KernelCall, ...] = ()
+    tuned: tuple[TunedKernel, ...] = ()
 
 
 class Selection(_Record):

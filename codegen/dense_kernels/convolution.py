@@ -11,7 +11,7 @@ from specqd.codegen.dense_kernels.layout import OUT, blocked_shape, pieces, taps
 from specqd.codegen.dense_kernels.padding import Image
 from specqd.codegen.dense_kernels.product import Operands, Product, bands, locate, sum_type, weight_view
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
-from specqd.codegen.dense_kernels.tiling import tiling
+from specqd.codegen.dense_kernels.tiling import Tiling, tiling
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
 
@@ -48,12 +48,12 @@ class Convolution:
         return ((batch * self.shape[1] + channel // size) * area + pixel) * size + channel % size
 
 
-def blocked_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
+def blocked_convolution(spec: ConvSpec, isa: ISA, symbol: str, tiles: Tiling | None = None) -> Any:
     """Return the function; groups, if there are several, are whole blocks of inputs and outputs."""
     made = Convolution(isa, spec)
     kernel, image, out_blocks = made.kernel, made.image, made.out_blocks
     rows, columns = spec.out_height, spec.out_width
-    tiles = tiling(isa, rows, columns, out_blocks // spec.groups, spec.groups * spec.batch)
+    tiles = tiles or tiling(isa, rows, columns, out_blocks // spec.groups, spec.groups * spec.batch)
     product = Product(isa, made.operands, columns, tiles)
     parts, count = out_blocks // tiles.blocks, -(-rows // tiles.task)
     with kernel.launch():

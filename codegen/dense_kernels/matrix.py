@@ -21,7 +21,7 @@ from specqd.codegen.dense_kernels.product import (
     weight_view,
 )
 from specqd.codegen.dense_kernels.spec import PER_WORD, GemmSpec
-from specqd.codegen.dense_kernels.tiling import tiling
+from specqd.codegen.dense_kernels.tiling import Tiling, tiling
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import THREADS
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
@@ -105,11 +105,11 @@ class Matrix:
                 self.ending.write(sums, at, channel, to, rest)
 
 
-def matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
+def matrix_product(spec: GemmSpec, isa: ISA, symbol: str, tiles: Tiling | None = None) -> Any:
     """Return the function."""
     made = Matrix(isa, spec, pieces(spec)[1])
     kernel = made.kernel
-    tiles = tiling(isa, spec.m, 1, made.blocks, spec.batch)
+    tiles = tiles or tiling(isa, spec.m, 1, made.blocks, spec.batch)
     product = Product(isa, made.operands, 1, tiles)
     parts = made.blocks // tiles.blocks
     with kernel.launch():

@@ -147,7 +147,7 @@ class Product:
         `pieces` cut the task's rows into tiles: `(rows of a tile, how many tiles, first row)`.
         """
         of, full = self.of, self.of.full
-        each = passes(full, of.taps[0] * of.taps[1], of.size) if full else 1
+        each = passes(full, of.taps[0] * of.taps[1], of.size, self.tiling.words) if full else 1
         alone = of.words == each * of.size or not full
         if not alone:
             self._clear(sums)

@@ -16,13 +16,11 @@ from specqd.codegen.kernels.tiles import release
 from specqd.codegen.kernels.tiling import THREADS
 from specqd.codegen.tir import I, bind, i32, parallel, tirx
 
-__all__ = ["tiled_convolution", "tiled_matrix_product"]
+__all__ = ["Tasks", "tasks", "tiled_convolution", "tiled_matrix_product"]
 
 #: pixels of a line that is no row of the output
 _LINE = 64
-#: pixels of a task
-_PIXELS = 128
-#: blocks of output channels of a task
+#: blocks of output channels of a task, at most
 _BLOCKS = 8
 _SUMS = 4 * ROWS * OUT
 
@@ -50,20 +48,32 @@ class _Lines:
         return cls(count, _LINE, whole - (count - 1) * _LINE, width)
 
 
-def _parts(blocks: int) -> int:
-    """Blocks of a task: a divisor, even if there is one."""
-    return max(range(1, min(_BLOCKS, blocks) + 1), key=lambda n: (blocks % n == 0, n % 2 == 0, n))
+@dataclass(frozen=True)
+class Tasks:
+    """`blocks` of 16 output channels and `pixels` a task."""
+
+    blocks: int
+    pixels: int = 128
 
 
-def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
+def tasks(blocks: int) -> list[Tasks]:
+    """Return how many of `blocks` a task may have, a divisor: first an even one, if there is one, of the usual size."""
+    divisors = [n for n in range(1, 2 * _BLOCKS + 1) if blocks % n == 0]
+    usual = max((n for n in divisors if n <= _BLOCKS), key=lambda n: (n % 2 == 0, n))
+    others = [Tasks(n, pixels) for n in reversed(divisors) for pixels in (128, 64, 256, 32)]
+    return [Tasks(usual), *(one for one in others if one != Tasks(usual))]
+
+
+def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str, cut: Tasks | None = None) -> Any:
     """Return the function, as `blocked_convolution` does."""
     made = Convolution(isa, spec)
     kernel, image, inputs = made.kernel, made.image, made.operands.inputs
-    blocks = _parts(made.out_blocks // spec.groups)
+    cut = cut or tasks(made.out_blocks // spec.groups)[0]
+    blocks = cut.blocks
     product = TileProduct(made.operands, blocks)
     lines = _Lines.of(spec)
     step = inputs.row if lines.width is None else lines.pixels * inputs.column
-    high = max(1, min(_PIXELS // lines.pixels, -(-lines.count // THREADS)))
+    high = max(1, min(cut.pixels // lines.pixels, -(-lines.count // THREADS)))
     parts, count = made.out_blocks // blocks, -(-lines.count // high)
     with kernel.launch():
         image.fill()
@@ -96,25 +106,26 @@ def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
     return kernel.function(symbol)
 
 
-def tiled_matrix_product(spec: GemmSpec, isa: ISA, symbol: str) -> Any:
+def tiled_matrix_product(spec: GemmSpec, isa: ISA, symbol: str, cut: Tasks | None = None) -> Any:
     """Return the function, as `matrix_product` does."""
     made = Matrix(isa, spec, ROWS)
-    kernel, blocks = made.kernel, _parts(made.blocks)
+    cut = cut or tasks(made.blocks)[0]
+    kernel, blocks = made.kernel, cut.blocks
     product = TileProduct(made.operands, blocks)
-    tasks = made.tasks(made.blocks // blocks, _PIXELS, ROWS)
-    with kernel.launch(), kernel.phase(), tasks as (_, part, top, height):
+    each = made.tasks(made.blocks // blocks, cut.pixels, ROWS)
+    with kernel.launch(), kernel.phase(), each as (_, part, top, height):
         sums = kernel.scratch(_SUMS, sum_type(spec.dtype))
         first, at = bind(part * blocks), bind(top * made.operands.words)
 
         def write(pixel: Any, channel: Any, out: Any, out_at: Any) -> None:
             made.write(out, out_at, bind(top + pixel), bind(channel))
 
-        with I.If(height == _PIXELS):
+        with I.If(height == cut.pixels):
             with I.Then():
-                product.line(sums, first, at, _PIXELS, write)
+                product.line(sums, first, at, cut.pixels, write)
             with I.Else():
                 if spec.m is not None:
-                    product.line(sums, first, at, spec.m % _PIXELS, write)
+                    product.line(sums, first, at, spec.m % cut.pixels, write)
                 else:
                     product.open_line(sums, first, at, height, write)
         release()

@@ -1,4 +1,4 @@
-"""How a product is cut: accumulators in registers, pixels and channels a task, inputs a pass."""
+"""How a product is cut: accumulators in registers, pixels and channels a task, inputs a pass; and how it could be."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from specqd.codegen.dense_kernels.layout import OUT
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import THREADS
 
-__all__ = ["Tiling", "passes", "tiling"]
+__all__ = ["Tiling", "passes", "tiling", "tilings"]
 
 #: pixels of a task, whose sums wait in the first cache between passes over parts of the inputs
 _PIXELS = 112
 #: words of weights that a pass reads for each block of output channels
 _WORDS = 160
+#: what else is tried of these two
+_TRIED_PIXELS, _TRIED_WORDS = (28, 56, 112, 224, 448), (80, 160, 320, 640)
 #: where the number of rows is open: tiles of a task, and rows of a tile, which is generated in powers of two as well
 _OPEN, _LARGEST_OPEN = 4, 14
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """`blocks` of 16 channels times `rows` x `columns` pixels in registers; `task` rows a task."""
+    """`blocks` of 16 channels times `rows` x `columns` pixels in registers; `task` rows a task, `words` a pass."""
 
     blocks: int
     rows: int
     columns: int
     task: int
+    words: int = _WORDS
 
 
 def tiling(isa: ISA, rows: int | None, columns: int, blocks: int, products: int = 1) -> Tiling:
@@ -43,6 +46,26 @@ def tiling(isa: ISA, rows: int | None, columns: int, blocks: int, products: int 
         fits.append((_cost(rows, columns, tile, width * vectors), -width, (width, *tile)))
     width, high, wide = min(fits)[2]
     return Tiling(width, high, wide, _task(rows, columns, high, blocks // width * products))
+
+
+def tilings(isa: ISA, rows: int, columns: int, blocks: int, products: int = 1) -> list[Tiling]:
+    """Return what `tiling` chooses, then what else fits the registers, by how it should do."""
+    vectors, found = OUT // isa.lanes, dict[Tiling, float]()
+    for width in (w for w in range(1, 9) if blocks % w == 0):
+        limit = max(1, (isa.registers - 1) // (width * vectors) - 1)
+        least = -(-columns // limit)
+        for wide in {-(-columns // cuts) for cuts in range(least, least + 3)}:
+            most = min(limit // columns, rows) if wide == columns else 1
+            for high in {most, -(-most // 2), 1}:
+                cost = _cost(rows, columns, (high, wide), width * vectors)
+                whole = -(-rows // high) * high
+                tasks = {min(whole, max(1, round(p / (columns * high))) * high) for p in _TRIED_PIXELS}
+                found |= {Tiling(width, high, wide, t, w): cost for t in tasks for w in _TRIED_WORDS}
+    first = tiling(isa, rows, columns, blocks, products)
+    return [
+        first,
+        *sorted(found.keys() - {first}, key=lambda t: (found[t], abs(t.task * columns - _PIXELS), t.words)),
+    ]
 
 
 def _tile(rows: int | None, columns: int, limit: int) -> tuple[int, int]:
@@ -83,6 +106,6 @@ def _task(rows: int | None, columns: int, high: int, others: int) -> int:
     return min(choices)[2]
 
 
-def passes(blocks: int, taps: int, words: int) -> int:
-    """Return how many of `blocks` of inputs a pass takes: a divisor, within what the first cache holds of weights."""
-    return next(n for n in range(blocks, 0, -1) if blocks % n == 0 and (n == 1 or n * taps * words <= _WORDS))
+def passes(blocks: int, taps: int, words: int, most: int) -> int:
+    """Return how many of `blocks` of inputs a pass takes: a divisor, of at most so many words if it is not one."""
+    return next(n for n in range(blocks, 0, -1) if blocks % n == 0 and (n == 1 or n * taps * words <= most))

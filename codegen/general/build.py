@@ -16,9 +16,11 @@ from tvm import relax
 from specqd.codegen.checked_file import read_checked, write_checked
 from specqd.codegen.general.lower import Lowered, lower
 from specqd.codegen.isa import ISA
+from specqd.codegen.tune.tuned import tuned
 from specqd.errors import CodegenError
 from specqd.manifest import Compiled, ModuleRecord, TensorRecord
 from specqd.program import Program
+from specqd.tuning import Tuning
 
 __all__ = ["build"]
 
@@ -46,16 +48,25 @@ class Parameters(Mapping[str, np.ndarray]):
 
 
 def build(
-    program: Program, isa: ISA, progress: Progress | None = None, cache: Path | None = None
+    program: Program,
+    isa: ISA,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+    tuning: Tuning | None = None,
 ) -> Compiled:
     """Compile the target of a program of a module for `isa`.
 
     `progress(what, done, of)` is told of each step; with `cache`, a library compiled before from the same functions
-    is taken from that folder. Raises CodegenError for a graph that cannot be compiled.
+    is taken from that folder; with `tuning`, kernels have schedules that were measured.
+
+    Raises:
+        CodegenError: the graph cannot be compiled.
+        InputError: the database of tuned kernels is none, or no RPC tracker answers.
     """
     tell = progress or (lambda what, done, of: None)
+    schedules, records = tuned(program, isa, tuning, tell) if tuning else ({}, ())
     tell("lowering the graph", 0, 2)
-    lowered = lower(program, program.target, isa)
+    lowered = lower(program, program.target, isa, schedules.get)
     tell("compiling", 1, 2)
     library = _library(lowered, isa, cache)
     tell("compiled", 2, 2)
@@ -70,6 +81,7 @@ def build(
         ranges=dict(lowered.ranges),
         parameters=tuple(lowered.parameters),
         kernels=lowered.calls,
+        tuned=records,
     )
     triple = f"{platform.machine()}-unknown-{platform.system().lower()}-gnu"
     weights = Parameters({name: make for name, (_, make) in lowered.parameters.items()})

@@ -63,9 +63,8 @@ def linear(lowering: Lowering, node: fx.Node | None, of: Factors, bias: Value | 
         given.append(_stored(lowering, bias, "channels", pack_channels))
     if end.residual is not None:
         given.append(lowering.reshape(end.residual, (m, n)))
-    return lowering.call(
-        "linear", _private(gemm(spec, lowering.isa)), given, (m, n), end.dtype, 2 * lowering.work(m, n, k)
-    )
+    function = _private(gemm(spec, lowering.isa, schedule=lowering.schedules(spec)))
+    return lowering.call("linear", function, given, (m, n), end.dtype, 2 * lowering.work(m, n, k))
 
 
 def convolution(
@@ -100,10 +99,9 @@ def convolution(
     if end.residual is not None:
         residual = end.residual if end.residual.blocks else lowering.reshape(end.residual, shape)
         given.append(_in_blocks(lowering, residual))
-    found = lowering.call(
-        "convolve", _private(conv2d(spec, lowering.isa)), given, blocked_shape(*shape, end.dtype), end.dtype,
-        2 * lowering.work(*shape, *of.weight.shape[1:]),
-    )  # fmt: skip
+    function = _private(conv2d(spec, lowering.isa, schedule=lowering.schedules(spec)))
+    flops = 2 * lowering.work(*shape, *of.weight.shape[1:])
+    found = lowering.call("convolve", function, given, blocked_shape(*shape, end.dtype), end.dtype, flops)
     return blocked(found, shape)
 
 

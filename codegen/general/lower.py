@@ -18,7 +18,7 @@ from specqd.codegen.general.codes import TAKES_BF16, move_codes
 from specqd.codegen.general.decompose import Decomposed, decompose
 from specqd.codegen.general.ending import ending
 from specqd.codegen.general.factors import factors
-from specqd.codegen.general.lowering import CHEAP, End, Lowering
+from specqd.codegen.general.lowering import CHEAP, End, Lowering, Schedules
 from specqd.codegen.general.operators.pointwise import dtype_of
 from specqd.codegen.general.rows import rows_as_images
 from specqd.codegen.general.sizes import Sizes
@@ -59,8 +59,8 @@ class Lowered:
     calls: tuple[KernelCall, ...]
 
 
-def lower(program: Program, entry: Entry, isa: ISA) -> Lowered:
-    """Lower an entry of a module for an instruction set.
+def lower(program: Program, entry: Entry, isa: ISA, schedules: Schedules = lambda spec: None) -> Lowered:
+    """Lower an entry of a module for an instruction set; `schedules` chooses how its kernels are cut.
 
     Raises:
         CodegenError: names every operator that cannot be lowered, with its place in the model and why.
@@ -68,18 +68,20 @@ def lower(program: Program, entry: Entry, isa: ISA) -> Lowered:
     decomposed = decompose(program, entry, RULES)
     rows_as_images(decomposed.graph)
     move_codes(decomposed.graph)
-    return _Walk(program, entry, decomposed, isa).lower()
+    return _Walk(program, entry, decomposed, isa, schedules).lower()
 
 
 class _Walk:
     """The walk over one graph."""
 
-    def __init__(self, program: Program, entry: Entry, decomposed: Decomposed, isa: ISA) -> None:
+    def __init__(
+        self, program: Program, entry: Entry, decomposed: Decomposed, isa: ISA, schedules: Schedules
+    ) -> None:
         self.program, self.decomposed = program, decomposed
         self.names = [declared.name for declared in program.takes(entry)]
         self.sizes = Sizes()
         self.builder = relax.BlockBuilder()
-        self.lowering = Lowering(isa, self.sizes, self.builder)
+        self.lowering = Lowering(isa, self.sizes, self.builder, schedules)
         self.values: dict[fx.Node, Any] = {}
         self.known: dict[fx.Node, torch.Tensor] = {}
         self.refused: dict[str, str] = {}

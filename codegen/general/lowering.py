@@ -13,6 +13,7 @@ from torch import fx
 from tvm import relax
 from tvm.script.ir_builder import IRBuilder
 
+from specqd.codegen.dense_kernels import ConvSpec, GemmSpec, Schedule
 from specqd.codegen.dense_kernels.layout import block
 from specqd.codegen.dense_kernels.spec import PER_WORD, Requantise
 from specqd.codegen.general.elementwise import write
@@ -25,7 +26,9 @@ from specqd.codegen.tir import I
 from specqd.manifest import KernelCall
 from specqd.program import module_of
 
-__all__ = ["End", "Lowering"]
+__all__ = ["End", "Lowering", "Schedules"]
+
+Schedules = Callable[[ConvSpec | GemmSpec], Schedule | None]
 
 #: operations an element that are computed again rather than kept, where several read a value
 CHEAP = 1
@@ -51,9 +54,11 @@ class End:
 class Lowering:
     """What operators lower themselves with: tensors, kernels, constants."""
 
-    def __init__(self, isa: ISA, sizes: Sizes, builder: relax.BlockBuilder) -> None:
-        """Start with a Relax function open in `builder`."""
-        self.isa, self.sizes, self.builder = isa, sizes, builder
+    def __init__(
+        self, isa: ISA, sizes: Sizes, builder: relax.BlockBuilder, schedules: Schedules = lambda spec: None
+    ) -> None:
+        """Start with a Relax function open in `builder`; `schedules` chooses how a kernel is cut, None: by itself."""
+        self.isa, self.sizes, self.builder, self.schedules = isa, sizes, builder, schedules
         self.reader: Reader = Reader()
         self.endings: Callable[..., End] = lambda node, through_views, dtype: End()
         self.factors: Callable[[fx.Node, fx.Node, int, Factors], Factors]

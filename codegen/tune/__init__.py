@@ -1,1 +1,1 @@
-"""Measured choices: speculation lengths, tile sizes and thread splits."""
+"""Measured schedules of kernels: a search by TVM's meta_schedule, and a database of what was found."""

@@ -90,6 +90,7 @@ def _facts_of_module(manifest: Manifest, module: ModuleRecord) -> list[tuple[str
         *(("takes", str(tensor)) for tensor in module.inputs),
         *(("keeps", str(tensor)) for tensor in module.states),
         *(("gives", str(tensor)) for tensor in module.outputs),
+        *(("tuned", f"{k.workload} as {k.schedule}: {k.share:.0%} of the usual time") for k in module.tuned),
         ("CPU", f"{manifest.triple}, {manifest.isa}, needs {needs}"),
     ]
 
