@@ -16,6 +16,7 @@ from specqd.errors import CaptureError, InputError
 from specqd.program import Program
 
 from .exported import demand_pure, functional, names_and_tensors, program_of
+from .unchecked import Unchecked
 
 __all__ = ["capture_module"]
 
@@ -30,7 +31,8 @@ def capture_module(module: nn.Module, example_inputs: tuple[Any, ...], dynamic_s
        `example_inputs`. The outputs are those of the module, flat, in a tuple if there are several.
     2. Weights are its parameters and buffers under their own names, each memory held once, and share that memory.
     3. Operators are not decomposed; those that change a tensor in place give a new one.
-    4. The module is as before, its training flags included.
+    4. The functions of UNCHECKED take values that torch refuses.
+    5. The module is as before, its training flags included.
 
     Args:
         module: on the CPU.
@@ -64,7 +66,7 @@ def capture_module(module: nn.Module, example_inputs: tuple[Any, ...], dynamic_s
 def _export(module: nn.Module, example: tuple[Any, ...], dynamic: Any) -> ExportedProgram:
     kind = type(module).__name__
     try:
-        with torch.no_grad(), _evaluating(module), warnings.catch_warnings():
+        with torch.no_grad(), _evaluating(module), Unchecked(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", _LISTED, UserWarning)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)  # torch warns itself
             exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)

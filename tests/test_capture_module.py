@@ -279,3 +279,14 @@ def test_a_node_whose_shape_takes_data_is_named():
     entry = Entry("target", graph, inputs=(Input("x", "float32", (3,)),))
     with pytest.raises(CaptureError, match=r"the shape of %equal_default .* cannot be told without data"):
         example_values(Program({"target": entry}, {}, ModelInfo("toy", 0, 0)), entry, 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 1), (3,)])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_a_loss_that_looks_at_its_variances_is_captured(shape, reduction, rng):
+    class Loss(nn.Module):
+        def forward(self, x, target, var):
+            return F.gaussian_nll_loss(x, target, var, True, reduction=reduction)
+
+    given = (*(torch.randn(3, 4, generator=rng) for _ in range(2)), torch.rand(shape, generator=rng))
+    torch.testing.assert_close(specqd.capture(Loss(), given).module()(*given), Loss()(*given))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp.decompositions import _rnn_helper, gather_params
+from torch._decomp.decompositions import _rnn_helper, gather_params, one_layer_lstm
 from torch.nn import functional as F  # noqa: N812
 
 import specqd.recurrent  # noqa: F401  (registers the operator)
@@ -35,8 +35,9 @@ def _layers(
     kind: str, x: Tensor, hx: Any, params: Sequence[Tensor], has_biases: bool, num_layers: int, dropout: float,
     train: bool, bidirectional: bool, batch_first: bool,
 ) -> Any:  # fmt: skip
-    """Compute all layers of float32; projections and other dtypes are left to torch."""
-    if x.dtype is not torch.float32 or (kind == "lstm" and hx[0].shape[2] != hx[1].shape[2]):
+    """Compute all layers of float32; projections, other dtypes and widths that are open are left to torch."""
+    projects = kind == "lstm" and hx[0].shape[2] != hx[1].shape[2]
+    if x.dtype is not torch.float32 or projects or not isinstance(params[1].shape[1], int):
         return NotImplemented
     states = list(zip(*hx, strict=True)) if kind == "lstm" else hx.unbind(0)
     said, last = _rnn_helper(
@@ -59,7 +60,8 @@ def lstm_layer(
     rows = hidden.shape[-2:]  # torch calls it with and without a dimension of one layer in front
     state = hidden.reshape(rows), cell.reshape(rows)
     weights = [ih_weight, hh_weight, ih_bias, hh_bias]
-    found, (last, kept) = _layer("lstm", x, state, weights, has_biases, reverse)
+    layer = partial(_layer, "lstm") if x.dtype is torch.float32 else one_layer_lstm
+    found, (last, kept) = layer(x, state, weights, has_biases, reverse)
     return found, last.reshape(hidden.shape), kept.reshape(cell.shape), x.new_empty(0)
 
 
