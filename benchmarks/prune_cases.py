@@ -56,7 +56,8 @@ class Case:
             if self.pattern == "any"
             else f"pattern={self.pattern}"
         )
-        return f"sparsify{{{zeros},method={self.method}{'' if self.method == 'magnitude' else f',{source}'}}}"
+        needs_data = self.method != "magnitude" or self.allocation == "sensitivity"
+        return f"sparsify{{{zeros},method={self.method}{f',{source}' if needs_data else ''}}}"
 
 
 def of_language(sparsities: Sequence[float], seeds: Sequence[int]) -> Iterator[Case]:
@@ -85,6 +86,9 @@ def of_images(sparsities: Sequence[float], seeds: Sequence[int]) -> Iterator[Cas
         yield Case("dense", 0.0, "photos", precision="int8", seed=seed)
     for seed, share in product(seeds, sparsities):
         yield from _unusual(share, seed)
+    # No way to calibrate, but what the weights that are left could do if the data were no bound.
+    for share in sparsities:
+        yield Case("magnitude", share, "scored", "distil", allocation="normalised")
 
 
 def _usual(share: float, seed: int) -> Iterator[Case]:
@@ -104,6 +108,7 @@ def _usual(share: float, seed: int) -> Iterator[Case]:
 
 
 def _unusual(share: float, seed: int) -> Iterator[Case]:
+    yield Case("magnitude", share, "fractals", "distil", allocation="sensitivity", seed=seed)
     for allocation in ("global", "uniform", "erk"):
         if seed == 0:
             yield Case("magnitude", share, allocation=allocation)

@@ -47,7 +47,7 @@ def efficientnet(made: Path, crops: int, device: str = "cpu") -> Subject:
     photos = sorted(_inside("foolbox/data").glob("imagenet_*.jpg"))
     labels = np.repeat([int(photo.stem.split("_")[-1]) for photo in photos], crops)
     folder = _written(made / "photos", _crops([_inside(file) for file in _CALIBRATION], 32))
-    return _classifier(net, _crops(photos, crops), labels, folder, device)
+    return _classifier(net, _crops(photos, crops), labels, folder, made / f"photos-scored-{crops}", device)
 
 
 def resnet(checkpoint: Path, dataset: Path, made: Path, pictures: int, device: str = "cpu") -> Subject:
@@ -62,13 +62,14 @@ def resnet(checkpoint: Path, dataset: Path, made: Path, pictures: int, device: s
         np.asarray(Image.fromarray(at).resize((SIZE, SIZE), Image.Resampling.BILINEAR))[..., None]
         for at in test
     ]
-    return _classifier(ResNet.trained(checkpoint), scaled, labels, folder, device)
+    shown = made / f"fashion-mnist-scored-{pictures}"
+    return _classifier(ResNet.trained(checkpoint), scaled, labels, folder, shown, device)
 
 
 def _classifier(
-    net: nn.Module, images: Sequence[np.ndarray], labels: np.ndarray, folder: Path, device: str
+    net: nn.Module, images: Sequence[np.ndarray], labels: np.ndarray, folder: Path, scored: Path, device: str
 ) -> Subject:
-    """Score by labels, and by agreement and divergence with the dense model."""
+    """Score by labels, and by agreement and divergence with the dense model; a thousand images go to `scored`."""
     batches = [np.stack(images[at : at + _BATCH]) for at in range(0, len(images), _BATCH)]
     some = _normalised(np.stack(images[:: max(1, len(images) // _SHOWN)][:_SHOWN])).split(_EXAMPLE)
     shapes = ({0: torch.export.Dim("batch", min=2, max=64)},)
@@ -92,7 +93,10 @@ def _classifier(
             "KL": float((dense.exp() * (dense - now)).sum(-1).mean()),
         }
 
-    data = {"fractals": "fractals", "photos": str(folder), "random": "random"}
+    shown = _written(
+        scored, [image.squeeze(-1) if image.shape[-1] == 1 else image for image in images[:1000]]
+    )
+    data = {"fractals": "fractals", "photos": str(folder), "random": "random", "scored": str(shown)}
     better = frozenset({"top-1", "agreement", "top-5 agreement"})
     return Subject(program, lambda: iter([(x,) for x in some]), scores, data, better)
 

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import specqd
 from specqd.errors import InputError
 from specqd.passes import Pipeline
+from specqd.passes.prune.augmentation import augmented
 from specqd.passes.prune.calibrate import Calibrate
 from specqd.passes.prune.calibration_data import Data
 from specqd.passes.prune.distil import Distil
@@ -54,7 +55,7 @@ AT = (0, 2, 4, 8)
 
 def test_it_is_adam_on_the_errors_of_all_layers_by_their_variance(net, sparse, x):
     """The same by torch's own modules, hooks and schedule, on the batches that the seed's permutation gives."""
-    got = Distil(data=Data.of(x), epochs=3, rate=1e-3, seed=5)(sparse).program.weights
+    got = Distil(data=Data.of(x), epochs=3, rate=1e-3, augment=False, seed=5)(sparse).program.weights
     student, seen = copy.deepcopy(net), {}
     for name, parameter in student.named_parameters():
         parameter.data.copy_(sparse.weights[name])
@@ -87,7 +88,7 @@ def test_it_is_adam_on_the_errors_of_all_layers_by_their_variance(net, sparse, x
 
 def test_outputs_are_nearer_than_after_the_closed_form_and_zeros_stay(program, sparse, x):
     calibrated = Calibrate(data=Data.of(x))(sparse).program
-    distilled = Distil(data=Data.of(x), epochs=20, rate=5e-3)(calibrated).program
+    distilled = Distil(data=Data.of(x), epochs=20, rate=5e-3, augment=False)(calibrated).program
     wanted = run(program, program.target, x)
     errors = [float((run(p, p.target, x) - wanted).norm()) for p in (distilled, calibrated)]
     assert errors[0] < 0.7 * errors[1]
@@ -127,6 +128,30 @@ def test_a_run_that_was_broken_off_goes_on(sparse, x, tmp_path, monkeypatch):
         assert torch.equal(weight, resumed.program.weights[name])
 
 
+def test_augmented_images_are_others_in_the_same_range(rng):
+    images = torch.randn(64, 3, 20, 24, generator=rng)
+    first, second = (augmented(images, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, second) and first.shape == images.shape
+    assert images.min() <= first.min() and first.max() <= images.max()
+    assert ((first - images).abs().mean((1, 2, 3)) > 0.1).all()
+    assert not torch.equal(first, augmented(images, torch.Generator().manual_seed(4)))
+
+
+def test_a_single_colour_becomes_a_single_colour(rng):
+    """Whatever is turned, scaled and mixed with itself; the range that it stays in is that of all its channels."""
+    for seed in range(20):
+        image = torch.rand(1, 3, 1, 1, generator=rng).expand(1, 3, 9, 9)
+        got = augmented(image, torch.Generator().manual_seed(seed))
+        assert_close(got, got[..., :1, :1].expand_as(got), rtol=1e-5, atol=1e-6)
+
+
+def test_augmented_images_are_seen_in_training(sparse, x):
+    plain, changed = (
+        Distil(data=Data.of(x), epochs=1, augment=augment)(sparse).program for augment in (False, True)
+    )
+    assert not torch.equal(plain.weights["0.weight"], changed.weights["0.weight"])
+
+
 def test_half_precision_stays_half_precision(net, x):
     program = specqd.capture(net.bfloat16(), (x.bfloat16(),))
     after = Pipeline.of(Sparsify(sparsity=0.5), Distil(data=Data.of(x.bfloat16()), epochs=2))(program)
@@ -144,7 +169,7 @@ def test_what_was_not_sparsified_is_refused_and_counted(program, x):
 def test_a_rate_that_diverges_is_an_error(sparse, x):
     x = x.clone()
     sparse.weights["0.bias"] = torch.full_like(sparse.weights["0.bias"], math.inf)
-    with pytest.raises(InputError, match=r"distil: weights became NaN or infinite; give a rate below 0.0003"):
+    with pytest.raises(InputError, match=r"distil: weights became NaN or infinite; give a rate below 0.001"):
         Distil(data=Data.of(x), epochs=1)(sparse)
 
 

@@ -40,15 +40,17 @@ class Distil(Pass):
         samples: how many images to take of the data.
         epochs: how often each is seen.
         rate: of learning, at the start.
+        augment: change images each time they are seen, so that few stand for more (specqd.passes.prune.augmentation).
         pixels: what the model takes for a pixel's 0 to 255.
-        seed: chooses the data, and their order.
+        seed: chooses the data, their order, and how they are changed.
     """
 
     name = "distil"
     data: Data = Data()
     samples: int = 300
     epochs: int = 20
-    rate: float = 3e-4
+    rate: float = 1e-3
+    augment: bool = True
     pixels: Pixels = "imagenet"
     seed: int = 0
 
@@ -85,7 +87,8 @@ class Distil(Pass):
         samples = Samples(self.samples, self.seed, self.pixels)
         batches = list(self.data.batches(program, entry, samples))
         training = Training(program, entry, layers, self.epochs, self.rate)
-        yield from training.run(batches, self.seed, self.data.fingerprint(samples), samples)
+        augment = self.augment and all(x.dim() == 4 and x.is_floating_point() for x in batches[0])
+        yield from training.run(batches, augment, self.seed, self.data.fingerprint(samples), samples)
         if not all(weight.isfinite().all() for weight in training.weights.values()):
             raise InputError(
                 f"{self.name}: weights became NaN or infinite; give a rate below {self.rate}, or data without those"

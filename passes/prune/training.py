@@ -16,6 +16,7 @@ from specqd.passes.quantize.calibration_store import Store, fingerprint
 from specqd.program import Entry, Program
 from specqd.reference import Interpreter
 
+from .augmentation import augmented
 from .layers import Layer
 
 __all__ = ["Training"]
@@ -45,30 +46,33 @@ class Training:
         }
         self.losses: list[float] = []
 
-    def run(self, batches: Sequence[tuple[Tensor, ...]], seed: int, *content: object) -> Iterator[Progress]:
+    def run(
+        self, batches: Sequence[tuple[Tensor, ...]], augment: bool, seed: int, *content: object
+    ) -> Iterator[Progress]:
         """Train on batches of samples, which each epoch puts together anew.
 
         Args:
             batches: values of the entry's placeholders; each has samples at the first dimension.
-            seed: of their order.
+            augment: change images each time, see specqd.passes.prune.augmentation.
+            seed: of their order and changes.
             content: what the batches depend on, under which the state after each epoch is kept in the cache folder.
         """
         samples, size = [torch.cat(values) for values in zip(*batches, strict=True)], len(batches[0][0])
         optimiser = torch.optim.Adam(self.weights.values(), lr=self.rate)
-        content = (*content, self.epochs, self.rate, seed)
+        content = (*content, self.epochs, self.rate, augment, seed)
         names = [fingerprint(program, self.entry.name) for program in (self.program, self.dense)]
         store = Store.of(*names, *content, code=Path(__file__).parent)
         self._resume(store, optimiser)
         total = self.epochs * len(batches)
         for epoch in range(len(self.losses), self.epochs):
-            order = torch.randperm(
-                len(samples[0]), generator=torch.Generator().manual_seed(seed << 32 | epoch)
-            )
+            generator = torch.Generator().manual_seed(seed << 32 | epoch)
+            order = torch.randperm(len(samples[0]), generator=generator)
             loss = 0.0
             for number, chosen in enumerate(order.split(size)[: len(batches)], epoch * len(batches)):
                 yield Progress("distilling", number, total)
                 optimiser.param_groups[0]["lr"] = self.rate * (1 + math.cos(math.pi * number / total)) / 2
-                loss += self._step(optimiser, [sample[chosen.to(sample.device)] for sample in samples])
+                batch = [sample[chosen.to(sample.device)] for sample in samples]
+                loss += self._step(optimiser, [augmented(x, generator) for x in batch] if augment else batch)
             self.losses.append(loss / len(batches))
             store.put("state", self._state(optimiser))
 
