@@ -91,7 +91,7 @@ def _tracker(address: str) -> Any:
         config.count_num_servers(allow_missing=False)
     except Exception as error:
         raise InputError(
-            f"no machine can be had at {place}: start `python -m tvm.exec.rpc_tracker` there (it needs tornado), and on "
+            f"no machine can be had at {place}: start `python -m tvm.exec.rpc_tracker` there (needs tornado), and on "
             f"machines of this CPU `python -m tvm.exec.rpc_server --tracker={place} --key={config.tracker_key}`"
         ) from error
     return config
