@@ -169,7 +169,7 @@ def test_what_was_not_sparsified_is_refused_and_counted(program, x):
 def test_a_rate_that_diverges_is_an_error(sparse, x):
     x = x.clone()
     sparse.weights["0.bias"] = torch.full_like(sparse.weights["0.bias"], math.inf)
-    with pytest.raises(InputError, match=r"distil: weights became NaN or infinite; give a rate below 0.001"):
+    with pytest.raises(InputError, match=r"distil: weights became NaN or infinite; give a rate below 0.0003"):
         Distil(data=Data.of(x), epochs=1)(sparse)
 
 

@@ -49,7 +49,7 @@ class Distil(Pass):
     data: Data = Data()
     samples: int = 300
     epochs: int = 20
-    rate: float = 1e-3
+    rate: float = 3e-4
     augment: bool = True
     pixels: Pixels = "imagenet"
     seed: int = 0
