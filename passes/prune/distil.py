@@ -50,7 +50,7 @@ class Distil(Pass):
     samples: int = 300
     epochs: int = 20
     rate: float = 3e-4
-    augment: bool = True
+    augment: bool = False
     pixels: Pixels = "imagenet"
     seed: int = 0
 
