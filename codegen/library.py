@@ -133,7 +133,7 @@ def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lib.so"
         try:
-            machine_code(module, isa.target()).export_library(str(path))
+            machine_code(module, isa).export_library(str(path))
         except Exception as error:
             raise CodegenError(
                 f"TVM could not compile the program for {isa.name}: {_first_line(error)}"
@@ -144,13 +144,13 @@ def _library(primitives: dict[str, Any], isa: ISA, cache: Path | None) -> tuple[
     return library, triple
 
 
-def machine_code(module: Any, target: Any) -> Any:
-    """Compile TIR functions with TVM, for what `ISA.target` gives."""
+def machine_code(module: Any, isa: ISA) -> Any:
+    """Compile TIR functions for an instruction set with TVM."""
     import tvm
 
     # This pass takes half of TVM's time to find that local buffers are no larger than what is used of them.
     with tvm.transform.PassContext(disabled_pass=["s_tir.CompactBufferAllocation"]):
-        return tvm.compile(module, target=tvm.target.Target(target))
+        return tvm.compile(module, target=tvm.target.Target(isa.target()))
 
 
 def _first_line(error: Exception) -> str:

@@ -34,6 +34,6 @@ class Yardsticks:
 def yardsticks(isa: ISA, threads: int) -> Yardsticks:
     """Compile the loops, which takes a second or two."""
     loops: dict[str, Any] = {"stream_read": stream_read(isa), "multiply_add": multiply_add(isa, threads)}
-    compiled = machine_code(tvm.IRModule(loops), isa.target()).jit()
+    compiled = machine_code(tvm.IRModule(loops), isa).jit()
     flops = multiply_add_flops(isa, threads)
     return Yardsticks(compiled["stream_read"], compiled["multiply_add"], flops, isa.lanes)

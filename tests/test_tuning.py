@@ -79,7 +79,7 @@ def test_any_schedule_computes_the_same_bits(spec, rng):
     results = []
     for schedule in (space[0], *space[1 :: len(space) // 6]):
         out = tvm.runtime.tensor(np.zeros(shape, np.float32))
-        machine_code(tvm.IRModule({"main": write(spec, ISA, "main", schedule)}), ISA.target()).jit()["main"](
+        machine_code(tvm.IRModule({"main": write(spec, ISA, "main", schedule)}), ISA).jit()["main"](
             *arrays, out
         )
         results.append(out.numpy())

@@ -103,7 +103,7 @@ def _build(
     """Write the library of a kernel; return the types and shapes of its arguments."""
     write: Any = conv2d if isinstance(spec, ConvSpec) else gemm
     function = write(spec, isa, "main", schedule)
-    machine_code(tvm.IRModule({"main": function}), isa.target()).export_library(place)
+    machine_code(tvm.IRModule({"main": function}), isa).export_library(place)
     return [(str(buffer.dtype), [int(size) for size in buffer.shape]) for buffer in function.params]
 
 
