@@ -19,8 +19,9 @@ from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 from torch.utils._python_dispatch import _disable_current_modes
 
 from specqd.build_module import DEFAULT_PIPELINE, calibrated_on
+from specqd.digest import digest
 from specqd.errors import CaptureError, CodegenError, ContractError, InputError
-from specqd.frontends.dynamo_bound import BoundGraph, digest
+from specqd.frontends.dynamo_bound import BoundGraph
 from specqd.frontends.dynamo_compiled import CompiledGraph, load_own
 from specqd.frontends.dynamo_graph import program_of
 from specqd.program import Program
@@ -71,7 +72,7 @@ class Options:
                     f"{name}={value!r} is not to be had; there is {', '.join(map(repr, choices))}"
                 )
         chosen = cls(**(given or {}))
-        chosen.tuning  # noqa: B018 - checks the minutes
+        Tuning(chosen.minutes)  # which checks them
         if chosen.precision == "int8" and "quantize-int8" not in (chosen.pipeline or ""):
             raise InputError(
                 "precision='int8' needs data to find scales on: name them in the pipeline, as "

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._dynamo.aot_compile_types import BundledAOTAutogradSerializableCallable, SerializableCallable
 
+from specqd.digest import digest
 from specqd.errors import InputError
 
-__all__ = ["BoundGraph", "LoadedGraph", "digest"]
+__all__ = ["BoundGraph", "LoadedGraph"]
 
 _CHANGED = "the weights were changed since they were bound; "
 
@@ -92,13 +91,6 @@ class LoadedGraph(SerializableCallable):
         """Read what was saved of a BoundGraph or a LoadedGraph."""
         compiled, digests = pickle.loads(data)
         return cls(BundledAOTAutogradSerializableCallable.deserialize_compile_artifacts(compiled), digests)
-
-
-def digest(weight: Tensor) -> str:
-    """Return the SHA-256 of a tensor's dtype, shape and contents, in hexadecimal."""
-    text = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)}".encode())
-    text.update(weight.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return text.hexdigest()
 
 
 def _saved(compiled: BundledAOTAutogradSerializableCallable, digests: Mapping[int, str]) -> bytes:

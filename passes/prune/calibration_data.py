@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specqd.digest import digest
 from specqd.errors import InputError
 from specqd.passes.quantize.calibration_text import encode_file, known_to, piece
 from specqd.program import Entry, Input, Program
@@ -91,10 +92,7 @@ class Data:
             )
         if any(not t.isfinite().all() for t in tensors):
             raise InputError("the calibration tensors hold NaN or infinity; leave those samples out")
-        made_of = hashlib.sha256()
-        for tensor in tensors:
-            made_of.update(repr((tensor.dtype, tensor.shape)).encode())
-            made_of.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        made_of = hashlib.sha256("".join(map(digest, tensors)).encode())
         return cls(f"tensors:{made_of.hexdigest()[:16]}", tensors)
 
     def __str__(self) -> str:
