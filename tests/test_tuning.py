@@ -125,7 +125,14 @@ def test_an_unfinished_line_is_passed_over_and_a_damaged_file_is_refused(tmp_pat
     file = tmp_path / "tuned.jsonl"
     whole = file.read_text()
     file.write_text(whole + whole[:40])
-    assert database(tmp_path).best(SMALL).share == 0.5
+    gone_on = database(tmp_path)
+    assert gone_on.best(SMALL).share == 0.5
+    for at, share in ((2, 0.4), (3, 0.3)):
+        gone_on.record(SMALL, schedules(SMALL, ISA)[at], share)
+    assert database(tmp_path).best(SMALL).share == 0.3 and len(file.read_text().splitlines()) == 3
+    file.write_text("a letter, which has no newline")
+    with pytest.raises(InputError, match="line 1 of"):
+        database(tmp_path)
     file.write_text("nonsense\n" + whole)
     with pytest.raises(InputError, match=r"line 1 of .*tuned.jsonl is no tuned kernel"):
         database(tmp_path)

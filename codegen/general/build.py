@@ -16,7 +16,7 @@ from tvm import relax
 from specqd.codegen.checked_file import read_checked, write_checked
 from specqd.codegen.general.lower import Lowered, lower
 from specqd.codegen.isa import ISA
-from specqd.codegen.tune.tuned import tuned
+from specqd.codegen.tune.tuned import Chosen, tuned
 from specqd.errors import CodegenError
 from specqd.manifest import Compiled, ModuleRecord, TensorRecord
 from specqd.program import Program
@@ -64,9 +64,9 @@ def build(
         InputError: the database of tuned kernels is none, or no RPC tracker answers.
     """
     tell = progress or (lambda what, done, of: None)
-    schedules, records = tuned(program, isa, tuning, tell) if tuning else ({}, ())
+    chosen = Chosen(tuned(program, isa, tuning, tell) if tuning else None)
     tell("lowering the graph", 0, 2)
-    lowered = lower(program, program.target, isa, schedules.get)
+    lowered = lower(program, program.target, isa, chosen)
     tell("compiling", 1, 2)
     library = _library(lowered, isa, cache)
     tell("compiled", 2, 2)
@@ -81,7 +81,7 @@ def build(
         ranges=dict(lowered.ranges),
         parameters=tuple(lowered.parameters),
         kernels=lowered.calls,
-        tuned=records,
+        tuned=tuple(chosen.kernels.values()),
     )
     triple = f"{platform.machine()}-unknown-{platform.system().lower()}-gnu"
     weights = Parameters({name: make for name, (_, make) in lowered.parameters.items()})

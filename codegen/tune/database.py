@@ -26,7 +26,7 @@ def workload(spec: ConvSpec | GemmSpec) -> str:
 class Database:
     """Schedules of kernels on one CPU, each with its time as a share of the usual schedule's.
 
-    A line is a TunedKernel. One that an interrupted search left unfinished at the end is passed over.
+    A line is a TunedKernel. What an interrupted search left of one at the end is passed over, and then overwritten.
     """
 
     def __init__(self, file: Path, cpu: str, isa: ISA) -> None:
@@ -38,17 +38,20 @@ class Database:
         self.file, self._cpu, self._isa = file, cpu, isa
         self._known: dict[str, dict[tuple[tuple[str, int], ...], float]] = {}
         try:
-            lines = file.read_bytes().decode().splitlines() if file.exists() else []
+            text = file.read_bytes().decode() if file.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} is no database of tuned kernels: {error}") from error
-        for number, line in enumerate(lines, 1):
+        whole, _, rest = text.rpartition("\n")
+        if not rest.startswith("{"):  # which no search left
+            whole, rest = text, ""
+        self._unfinished = len(rest.encode())
+        for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._note(TunedKernel.model_validate_json(line))
             except ValueError as error:
-                if number < len(lines):
-                    raise InputError(
-                        f"line {number} of {file} is no tuned kernel; mend or delete the file"
-                    ) from error
+                raise InputError(
+                    f"line {number} of {file} is no tuned kernel; mend or delete the file"
+                ) from error
 
     def _note(self, kernel: TunedKernel) -> None:
         if (kernel.cpu, kernel.isa) == (self._cpu, self._isa.name):
@@ -64,8 +67,10 @@ class Database:
         kernel = self._kernel(spec, dataclasses.asdict(schedule), share)
         self._note(kernel)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(kernel.model_dump()) + "\n")
+        with self.file.open("ab") as file:
+            file.truncate(file.tell() - self._unfinished)
+            file.write(json.dumps(kernel.model_dump()).encode() + b"\n")
+        self._unfinished = 0
 
     def measured(self, spec: ConvSpec | GemmSpec, schedule: Schedule) -> bool:
         """Whether a schedule was measured."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from specqd.codegen.dense_kernels import ConvSpec, GemmSpec, Schedule, conv2d, g
 from specqd.codegen.isa import ISA
 from specqd.codegen.library import machine_code
 from specqd.errors import InputError
+from specqd.runtime.threads import available_cpus
 
 __all__ = ["Measuring"]
 
@@ -43,13 +43,12 @@ class Measuring:
             InputError: the address is none, or nobody answers there.
         """
         self._isa, self._tracker = isa, None if tracker is None else _tracker(tracker)
-        self._count = (
-            itertools.count()
-        )  # of libraries: a file that a process has open must not be written again
+        # Of libraries: a file that a process has open must not be written again.
+        self._count = itertools.count()
 
     def __enter__(self) -> Measuring:
         self._folder = tempfile.TemporaryDirectory(prefix="specqd-tune-")
-        self._builders = PopenPoolExecutor(max_workers=os.cpu_count(), timeout=_BUILD)
+        self._builders = PopenPoolExecutor(max_workers=available_cpus(), timeout=_BUILD)
         self._runner: Any = (
             LocalRunner(_RUN, _EVALUATION, f_alloc_argument=_allocated)
             if self._tracker is None

@@ -97,7 +97,7 @@ def compile_(
             context=context,
             isa=isa,
             plan=plan,
-            tuning=read_tuning(tune, minutes, tracker, known),
+            tuning=_tuning(tune, minutes, tracker, known),
             force=force,
             progress=tell,
         )
@@ -114,7 +114,7 @@ def compile_(
         )
 
 
-def read_tuning(tune: str, minutes: float, tracker: str | None, known: Path | None) -> Tuning | None:
+def _tuning(tune: str, minutes: float, tracker: str | None, known: Path | None) -> Tuning | None:
     """Return what the options say; raises InputError where they contradict each other."""
     if tune == "none":
         if tracker or known:
