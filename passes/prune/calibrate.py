@@ -13,7 +13,7 @@ from specqd.passes.contract import Note, Pass, Progress, Refusal
 from specqd.program import Entry, Program
 
 from .calibration_data import Data, Pixels, Samples
-from .layers import NOT_FINITE, Layer, left_out, prunable, store, treated
+from .layers import NOT_FINITE, Layer, left_out, parted, prunable, store, treated
 from .layerwise import layerwise
 from .least_squares import adam, corrected, output_error, solve
 
@@ -76,17 +76,14 @@ class Calibrate(Pass):
 
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Note | Progress]:
         """Calibrate each layer, say how much nearer its output is, and why not for the rest."""
-        layers: list[Layer] = []
-        refused: list[Refusal] = []
-        for found in prunable(program, entry):
-            if isinstance(found, Refusal):
-                refused.append(found)
-            elif found.weight not in program.dense:
-                refused.append(Refusal(found.name, f"{found.weight} was not sparsified"))
-            elif treated(program, entry, found, self.name, "distil"):
-                refused.append(Refusal(found.name, f"{found.weight} is calibrated already"))
-            else:
-                layers.append(found)
+
+        def unfit(layer: Layer) -> str | None:
+            if layer.weight not in program.dense:
+                return f"{layer.weight} was not sparsified"
+            done = treated(program, entry, layer, self.name, "distil")
+            return f"{layer.weight} is calibrated already" if done else None
+
+        layers, refused = parted(prunable(program, entry), unfit)
 
         def improved(layer: Layer, gram: Tensor) -> dict[str, Tensor]:
             return self._improved(program, layer, gram)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from torch import fx
 
@@ -11,7 +12,7 @@ from specqd.passes.contract import Note, Pass, Progress, Refusal
 from specqd.program import Entry, Program
 
 from .calibration_data import Data, Pixels, Samples
-from .layers import Layer, left_out, prunable, store, treated
+from .layers import Layer, left_out, parted, prunable, store, treated
 from .training import Training
 
 __all__ = ["Distil"]
@@ -71,15 +72,7 @@ class Distil(Pass):
 
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Note | Progress]:
         """Train, say how much nearer the outputs are, and why not for the rest."""
-        layers: list[Layer] = []
-        refused: list[Refusal] = []
-        for found in prunable(program, entry):
-            if isinstance(found, Refusal):
-                refused.append(found)
-            elif why := _unsuitable(program, entry, found):
-                refused.append(Refusal(found.name, why))
-            else:
-                layers.append(found)
+        layers, refused = parted(prunable(program, entry), partial(_unsuitable, program, entry))
         if not layers:
             yield from refused
             yield Note("", f"layers distilled: 0{left_out(refused)}")

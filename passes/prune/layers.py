@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from specqd.passes.match import LINEARS, arguments, calls, weight_of, weight_use
 from specqd.passes.rewrite import add_weight, read_weight
 from specqd.program import Entry, Program
 
-__all__ = ["NOT_FINITE", "Layer", "left_out", "prunable", "store", "treated"]
+__all__ = ["NOT_FINITE", "Layer", "left_out", "parted", "prunable", "store", "treated"]
 
 aten = torch.ops.aten
 
@@ -126,6 +126,22 @@ def prunable(program: Program, entry: Entry, ignore: tuple[str, ...] = ()) -> li
                 Layer(name, tuple(weight_uses(entry.graph, name)), program.weights[name].shape, groups)
             )
     return found
+
+
+def parted(
+    found: Sequence[Layer | Refusal], unfit: Callable[[Layer], str | None]
+) -> tuple[list[Layer], list[Refusal]]:
+    """Part what `prunable` found into layers and refusals; `unfit` says why a pass leaves a layer alone, if it does."""
+    layers: list[Layer] = []
+    refused: list[Refusal] = []
+    for one in found:
+        if isinstance(one, Refusal):
+            refused.append(one)
+        elif why := unfit(one):
+            refused.append(Refusal(one.name, why))
+        else:
+            layers.append(one)
+    return layers, refused
 
 
 def left_out(refusals: Sequence[Refusal]) -> str:

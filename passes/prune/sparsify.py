@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -16,7 +17,7 @@ from specqd.program import Entry, Program
 
 from .allocation import Allocation, allocate
 from .calibration_data import Data, Pixels, Samples
-from .layers import NOT_FINITE, Layer, left_out, prunable, store
+from .layers import NOT_FINITE, Layer, left_out, parted, prunable, store
 from .layerwise import layerwise
 from .pattern import Pattern, keep_n_of_m, smallest, smallest_of_rows
 from .sensitivity import errors_at_levels, units_of_least_error
@@ -90,14 +91,7 @@ class Sparsify(Pass):
     def run(self, program: Program, entry: Entry) -> Iterator[fx.Node | Refusal | Note | Progress]:
         """Prune each layer, say how much of it, and why not for the rest."""
         pattern = Pattern.parse(self.pattern)
-        layers: list[Layer] = []
-        refused: list[Refusal] = []
-        for found in prunable(program, entry, self.ignore):
-            refusal = found if isinstance(found, Refusal) else _unfit(found, pattern)
-            if refusal:
-                refused.append(refusal)
-            elif isinstance(found, Layer):
-                layers.append(found)
+        layers, refused = parted(prunable(program, entry, self.ignore), partial(_unfit, pattern))
         pruned = (yield from self._pruned(program, entry, layers, pattern)) if layers else {}
         refused += [Refusal(layer.name, NOT_FINITE) for layer in layers if layer not in pruned]
         yield from refused
@@ -153,10 +147,8 @@ class Sparsify(Pass):
             parts = zip(matrix, inputs, shares, strict=True)
             return {"matrix": torch.stack([_sparsegpt(w, g, n, pattern) for w, g, n in parts])}
 
-        samples, options = (
-            Samples(self.samples, self.seed, self.pixels),
-            (self.method, self.pattern, [*counts.values()]),
-        )
+        samples = Samples(self.samples, self.seed, self.pixels)
+        options = (self.method, self.pattern, [*counts.values()])
         solved = yield from layerwise(program, entry, list(counts), self.data, samples, solve, *options)
         return {layer: made["matrix"] for layer, made in solved.items()}
 
@@ -188,9 +180,9 @@ class Sparsify(Pass):
         return dict(zip(layers, counts, strict=True))
 
 
-def _unfit(layer: Layer, pattern: Pattern) -> Refusal | None:
+def _unfit(pattern: Pattern, layer: Layer) -> str | None:
     why = pattern.fault(layer.shape[0] // layer.groups, layer.shape[1])
-    return Refusal(layer.name, f"{why}, so {layer.weight} cannot have the pattern") if why else None
+    return f"{why}, so {layer.weight} cannot have the pattern" if why else None
 
 
 def _without(matrix: Tensor, scores: Tensor, count: int, pattern: Pattern, by_row: bool) -> Tensor:
