@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from model_zoo import build
 from peers.protocol import serve, timing
 
-__all__ = ["ENGINES", "PRECISIONS", "Engine", "onnxruntime_session", "openvino_network"]
+__all__ = ["ENGINES", "PRECISIONS", "Engine", "in_precision", "onnxruntime_session", "openvino_network"]
 
 PRECISIONS = ("float32", "bf16", "int8")
 
@@ -31,6 +31,19 @@ class Engine(NamedTuple):
     packages: tuple[str, ...] = ()
 
 
+def in_precision(model: str, module: Any, x: Any, precision: str) -> tuple[Any, Any]:
+    """Return the Program of a model in a precision, and the one that peers get, who make BF16 of float32 themselves."""
+    import specqd
+    from specqd.passes import Pipeline
+    from specqd.passes.prune.calibration_data import Data
+    from specqd.passes.quantize.quantize_int8 import QuantizeINT8
+
+    program = Pipeline.parse("fold-batch-norm")(specqd.capture(module, (x,)))
+    if precision == "int8":
+        program = QuantizeINT8(data=Data.of(build(model, 4)[1]))(program).program
+    return Pipeline.parse("cast-bf16")(program) if precision == "bf16" else program, program
+
+
 def prepare(model: str, folder: Path, precisions: list[str]) -> dict[str, Any]:
     """Compile each precision into FOLDER/PRECISION, and export what peers read; gives facts by precision."""
     import torch
@@ -38,22 +51,14 @@ def prepare(model: str, folder: Path, precisions: list[str]) -> dict[str, Any]:
 
     import specqd
     from specqd.build import compile_model
-    from specqd.passes import Pipeline
-    from specqd.passes.prune.calibration_data import Data
-    from specqd.passes.quantize.quantize_int8 import QuantizeINT8
 
     module, x = build(model)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         wanted = module(x)
-    _, samples = build(model, 4)
     facts: dict[str, Any] = {"flops": counter.get_total_flops()}
     for precision in precisions:
         began = time.perf_counter()
-        plain = program = Pipeline.parse("fold-batch-norm")(specqd.capture(module, (x,)))
-        if precision == "int8":
-            plain = program = QuantizeINT8(data=Data.of(samples))(program).program
-        elif precision == "bf16":  # which peers make of float32 themselves
-            program = Pipeline.parse("cast-bf16")(program)
+        program, plain = in_precision(model, module, x, precision)
         place = folder / precision
         compile_model(program, place, pipeline="", force=True)
         seconds = time.perf_counter() - began

@@ -6,27 +6,24 @@ python benchmarks/tuning.py --models ResNet-50 ViT-S/16 --minutes 3
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import machine
 import report
+from model_engines import PRECISIONS, in_precision
 from model_zoo import MODELS, build
 
 import specqd
 from specqd.build import compile_model
-from specqd.passes import Pipeline
-from specqd.passes.prune.calibration_data import Data
-from specqd.passes.quantize.quantize_int8 import QuantizeINT8
 from specqd.tuning import Tuning
 
 _SECONDS, _PAUSE = 0.3, 0.1  # of a measurement, and before it
-_PRECISIONS = ("float32", "bf16", "int8")
 
 
 def main() -> None:
@@ -41,7 +38,7 @@ def main() -> None:
                 row = quiet(partial(_measure, model, place, options))
                 rows.append({"model": model, "precision": precision, "kernels": tuned, **row})
                 print(rows[-1], flush=True)
-    gain = math.exp(sum(math.log(row["speedup"]) for row in rows) / len(rows))
+    gain = geometric_mean(row["speedup"] for row in rows)
     lines = [
         [
             f"{row['model']} {row['precision']}",
@@ -68,7 +65,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what tuning gains.")
     parser.add_argument("--models", nargs="+", default=["ResNet-50", "ViT-S/16"], choices=list(MODELS))
-    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=_PRECISIONS)
+    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=PRECISIONS)
     parser.add_argument("--minutes", type=float, default=3.0, help="to tune each")
     parser.add_argument("--database", type=Path, help="of what is measured (default: none is kept)")
     parser.add_argument("--rounds", type=int, default=9)
@@ -83,11 +80,7 @@ def _options() -> argparse.Namespace:
 def _compiled(model: str, precision: str, place: Path, options: argparse.Namespace) -> int:
     """Compile both ways; return how many kernels have another schedule."""
     module, x = build(model)
-    program = Pipeline.parse("fold-batch-norm")(specqd.capture(module, (x,)))
-    if precision == "int8":
-        program = QuantizeINT8(data=Data.of(build(model, 4)[1]))(program).program
-    elif precision == "bf16":
-        program = Pipeline.parse("cast-bf16")(program)
+    program, _ = in_precision(model, module, x, precision)
     compile_model(program, place / "usual", pipeline="")
     tuning = Tuning(options.minutes, database=options.database or place / "measured.jsonl")
     made = compile_model(program, place / "tuned", pipeline="", tuning=tuning)
