@@ -135,7 +135,7 @@ def _answer(model: Model, text: list[int], new_tokens: int, plan: str | None, se
     """Answer once; `selection`: share of the time after the prompt that selections took, None if there were none.
 
     A selection gives a token as well, and is charged with what it takes beyond the time of a token on average.
-    `prompt`: share of the prompt's time that its selection took, its pass included, which feeds 8 or 16 tokens of it.
+    `prompt`: share of the prompt's time that its selection took, its pass included, which feeds 4 or 16 tokens of it.
     """
     engine = model.engine
     feed, spent = engine.feed_pieces, list[float]()
