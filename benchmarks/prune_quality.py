@@ -6,6 +6,7 @@ calibrated on the source of Python's library; what image classifiers are scored 
 
     python benchmarks/prune_quality.py --model FOLDER --text FILE --json prune.json
     python benchmarks/prune_quality.py --classifier efficientnet-lite0 --json prune.json          # needs specqd[bench]
+    python benchmarks/prune_quality.py --classifier efficientnet-lite0 --dataset FOLDER_OF_IMAGENET_PICTURES
     python benchmarks/prune_quality.py --classifier tests/data/resnet18-fashion-mnist --quick
 """
 
@@ -23,11 +24,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import fashion_mnist
 import report
 import torch
 from prune_cases import Case, of_images, of_language
-from prune_images import efficientnet, resnet
+from prune_images import EFFICIENTNET, classifier, dataset_option, named
 from prune_models import Subject, language, layer_errors, peak_mb
 from prune_plot import plot
 from prune_tables import Row, cost, quality
@@ -36,14 +36,12 @@ from specqd.passes import Pipeline
 from specqd.program import Program
 from specqd.verified import cache_directory
 
-EFFICIENTNET = "efficientnet-lite0"
-
 
 def main() -> None:
     """Measure what is not yet known, print, and write what `report` writes."""
     options = _options()
     torch.set_num_threads(options.threads)
-    name = (options.classifier or options.model).name
+    name = named(options.classifier, options.dataset) if options.classifier else options.model.name
     rows = report.Kept(options, _key)
     cases = list((of_images if options.classifier else of_language)(options.sparsities, options.seeds))
     known = {key[:-1] for key in rows}
@@ -82,7 +80,7 @@ def _options() -> argparse.Namespace:
         type=Path,
         help=f"{EFFICIENTNET}, or a folder of train_resnet.py, instead of a language model",
     )
-    parser.add_argument("--dataset", type=Path, default=fashion_mnist.PLACE, help="folder of Fashion-MNIST")
+    dataset_option(parser)
     parser.add_argument("--tokens", type=int, default=4096, help="of the text that are scored")
     parser.add_argument("--window", type=int, default=512, help="tokens that are scored together")
     parser.add_argument("--images", type=int, default=10_000, help="that classifiers are scored on")
@@ -115,9 +113,7 @@ def _subject(options: argparse.Namespace) -> Subject:
     made = cache_directory() / "benchmarks" / "prune"
     if not options.classifier:
         return language(options.model, options.text.read_text("utf-8"), made, options.tokens, options.window)
-    if options.classifier == Path(EFFICIENTNET):
-        return efficientnet(made, -(-min(options.images, 1000) // 20), options.device)  # crops of 20 photos
-    return resnet(options.classifier, options.dataset, made, options.images, options.device)
+    return classifier(options.classifier, options.dataset, made, options.images, options.device)
 
 
 def _measure(

@@ -15,12 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import fashion_mnist
 import report
 import torch
-from prune_images import efficientnet, resnet
+from prune_images import EFFICIENTNET, classifier, dataset_option, named
 from prune_models import Subject
-from prune_quality import EFFICIENTNET
 from torch import Tensor
 
 from specqd.passes.prune.calibration_data import Data, Samples
@@ -36,10 +34,8 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     made = cache_directory() / "benchmarks" / "prune"
-    if options.classifier == Path(EFFICIENTNET):
-        subject = efficientnet(made, -(-options.samples // 20))
-    else:
-        subject = resnet(options.classifier, options.dataset, made, options.samples)
+    subject = classifier(options.classifier, options.dataset, made, options.samples)
+    model = named(options.classifier, options.dataset)
     wanted = _moments(subject, list(subject.batches()))
     rows: list[dict[str, Any]] = []
     for source in _SOURCES:
@@ -49,7 +45,7 @@ def main() -> None:
         ).items():
             rows.append(
                 {
-                    "model": options.classifier.name,
+                    "model": model,
                     "data": source,
                     "layer": name,
                     **_nearness(found, wanted[name]),
@@ -64,8 +60,8 @@ def main() -> None:
     table = report.Table(
         "Second moments of the inputs of layers, against those of test images:", headings, lines
     )
-    details = {"model": options.classifier.name, "samples": options.samples}
-    name = f"prune_statistics-{options.classifier.name}"
+    details = {"model": model, "samples": options.samples}
+    name = f"prune_statistics-{model}"
     report.write(name, [table], details, rows, options)
     _plot(rows, options.output / f"{name}.png")
 
@@ -77,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--classifier", type=Path, required=True, help=f"{EFFICIENTNET}, or a folder of train_resnet.py"
     )
-    parser.add_argument("--dataset", type=Path, default=fashion_mnist.PLACE, help="folder of Fashion-MNIST")
+    dataset_option(parser)
     parser.add_argument("--samples", type=int, default=300, help="images of each kind")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="40 images")

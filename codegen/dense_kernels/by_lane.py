@@ -18,7 +18,7 @@ from specqd.codegen.dense_kernels.layout import OUT, block, blocked_shape
 from specqd.codegen.dense_kernels.product import serial, sum_type
 from specqd.codegen.dense_kernels.spec import ConvSpec
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, i32, load, local, parallel, splat, store, tirx
+from specqd.codegen.tir import I, bind, i32, load, local, splat, store, tirx
 from specqd.errors import CodegenError
 
 __all__ = ["lane_convolution"]
@@ -48,7 +48,7 @@ def lane_convolution(spec: ConvSpec, isa: ISA, symbol: str) -> Any:
     ending = Ending(kernel, isa, spec, blocks * OUT, out_shape)
     high = min(rows, -(-_TASK // columns))
     bands = -(-rows // high)
-    with kernel.launch(), kernel.phase(), parallel(spec.batch * blocks * bands) as task:
+    with kernel.launch(), kernel.phase(spec.batch * blocks * bands) as task:
         band, first, batch = bind(task % bands), bind(task // bands % blocks), bind(task // (bands * blocks))
         sums = kernel.scratch(columns * OUT, sum_type(spec.dtype))
         size = block(spec.out_channels, spec.out_dtype)

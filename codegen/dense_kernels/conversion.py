@@ -8,7 +8,7 @@ from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT, block, blocked_shape
 from specqd.codegen.dense_kernels.packing import transposed
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, load, parallel, store, tirx
+from specqd.codegen.tir import I, bind, load, store, tirx
 
 __all__ = ["from_blocks", "to_blocks"]
 
@@ -37,7 +37,7 @@ def _conversion(shape: Shape, dtype: str, isa: ISA, symbol: str, into: bool) -> 
     planes, blocks = (given, made) if into else (made, given)
     count = -(-channels // size)
     lanes = isa.lanes
-    with kernel.launch(), kernel.phase(), parallel(batch * count * (size // OUT)) as task:
+    with kernel.launch(), kernel.phase(batch * count * (size // OUT)) as task:
         group = bind(task % (size // OUT))
         whole = bind(task // (size // OUT))
         first = bind(whole % count * size + group * OUT)

@@ -13,7 +13,7 @@ from specqd.codegen.dense_kernels.product import Operands, Product, bands, locat
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
 from specqd.codegen.dense_kernels.tiling import Tiling, tiling
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, i32, parallel, tirx
+from specqd.codegen.tir import I, bind, i32, tirx
 
 __all__ = ["Convolution", "blocked_convolution"]
 
@@ -58,7 +58,7 @@ def blocked_convolution(spec: ConvSpec, isa: ISA, symbol: str, tiles: Tiling | N
     parts, count = out_blocks // tiles.blocks, -(-rows // tiles.task)
     with kernel.launch():
         image.fill()
-        with kernel.phase(), parallel(spec.batch * count * parts) as task:
+        with kernel.phase(spec.batch * count * parts) as task:
             batch, band, part = locate(task, count, parts, made.by_band)
             sums = kernel.scratch(product.sums, sum_type(spec.dtype))
             first, top = bind(part * tiles.blocks), bind(band * tiles.task)

@@ -1,4 +1,8 @@
-"""Kernel: the frame of one function; its arguments, its one parallel launch and the phases in it."""
+"""Kernel: the frame of one function; its arguments, its one parallel launch and the phases in it.
+
+Tasks of a phase lie in queues. Each thread empties its share of those, and then helps with what others have left: cores
+are seldom as fast as each other, be it that they differ or that something else runs on one.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,29 @@ from tvm import s_tir
 from tvm.script.ir_builder import IRBuilder
 
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, tirx
+from specqd.codegen.tir import I, bind, i32, local, store, tirx
 from specqd.errors import CodegenError
 
 __all__ = ["Kernel"]
 
 #: elements from which a buffer cannot be indexed in 32 bits
 _INT32 = 2**31
+#: queues of a phase, a power of two: more threads than these wait for each other as they used to; phases of a kernel
+_QUEUES, _PHASES = 64, 2
+_WORDS = _QUEUES + 1  # of a phase: how many of each queue are taken, and whether all are
+#: gives the number of the next task of a queue, or `count` if there is none; TIR has no atomic operations
+_TAKE = """
+define i32 @specqd_take(ptr %queue, i32 %count) alwaysinline {
+  %seen = load atomic i32, ptr %queue monotonic, align 4
+  %left = icmp slt i32 %seen, %count
+  br i1 %left, label %take, label %none
+take:
+  %task = atomicrmw add ptr %queue, i32 1 monotonic, align 4
+  ret i32 %task
+none:
+  ret i32 %count
+}
+"""
 
 
 class Kernel:
@@ -30,8 +50,8 @@ class Kernel:
         self._frames = ExitStack()
         self._frames.enter_context(self._builder)
         self._frames.enter_context(I.attr(0, "specqd.kernel", 1))
-        if isa.prelude:
-            self._frames.enter_context(I.attr(0, "pragma_import_llvm", isa.prelude))
+        self._frames.enter_context(I.attr(0, "pragma_import_llvm", isa.prelude + _TAKE))
+        self._phases = 0
 
     def argument(self, name: str, shape: tuple[Any, ...], dtype: str, view: str | None = None) -> Any:
         """Declare the next argument and return its memory as a flat buffer of `view`, a type of any width.
@@ -59,14 +79,34 @@ class Kernel:
     @contextmanager
     def launch(self) -> Iterator[None]:
         """Open the region that every thread runs, once a function: all phases lie in it."""
+        self._taken = self.scratch(_PHASES * _WORDS, "int32")
+        with I.serial(0, _PHASES * _WORDS) as word:
+            store(self._taken, word, i32(0), 1)
         with I.attr(0, "pragma_parallel_launch_point", 1):
             yield
 
     @contextmanager
-    def phase(self) -> Iterator[None]:
-        """Open a phase: one or more parallel loops, and a barrier after them."""
-        with I.attr(0, "pragma_parallel_barrier_when_finish", 1):
-            yield
+    def phase(self, tasks: int) -> Iterator[Any]:
+        """Open a loop over tasks, each run by exactly one thread, and a barrier after it; gives the task's number."""
+        words, self._phases = self._phases * _WORDS, self._phases + 1
+
+        def take(word: Any, count: Any) -> Any:
+            place = tirx.address_of(self._taken[words + word])
+            return tirx.call_extern("int32", "specqd_take", place, count)
+
+        # The first iteration of a thread takes all that there is; then a bit is set, so that the others end at once.
+        barrier = I.attr(0, "pragma_parallel_barrier_when_finish", 1)
+        with barrier, I.parallel(0, _QUEUES) as own, I.If(self._taken[words + _QUEUES] == 0), I.Then():
+            task = local(1, "int32")
+            with I.serial(0, _QUEUES) as turn:
+                queue = bind(tirx.bitwise_and(own + turn, i32(_QUEUES - 1)))
+                begin = bind(queue * tasks // _QUEUES)
+                count = bind((queue + 1) * tasks // _QUEUES - begin)
+                store(task, 0, take(queue, count), 1)
+                with I.While(task[0] < count):
+                    yield bind(begin + task[0])
+                    store(task, 0, take(queue, count), 1)
+            store(self._taken, words + _QUEUES, i32(1), 1)
 
     def function(self, symbol: str) -> Any:
         """Close the function and return it."""

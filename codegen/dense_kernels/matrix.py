@@ -24,7 +24,7 @@ from specqd.codegen.dense_kernels.spec import PER_WORD, GemmSpec
 from specqd.codegen.dense_kernels.tiling import Tiling, tiling
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiling import THREADS
-from specqd.codegen.tir import I, bind, i32, parallel, tirx
+from specqd.codegen.tir import I, bind, i32, tirx
 
 __all__ = ["Matrix", "matrix_product"]
 
@@ -63,19 +63,19 @@ class Matrix:
     def pack(self) -> None:
         """Emit the phase that packs a dynamic second operand."""
         if self.spec.dynamic:
-            with self.kernel.phase():
-                pack_activation(self.spec, self.isa, self._second, self.operands.weight)
+            with self.kernel.phase(self.spec.batch * self.blocks) as block:
+                pack_activation(self.spec, self.isa, self._second, self.operands.weight, block)
 
     @contextmanager
     def tasks(self, parts: int, size: int, high: int) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Open a parallel loop over parts of the channels and at most `size` rows, in tiles of `high`.
+        """Open a phase over parts of the channels and at most `size` rows, in tiles of `high`.
 
         Gives the product of the batch, the part, the first row and how many there are.
         """
         batch, rows = self.spec.batch, self.rows
         if self.spec.m is not None:
             count = -(-rows // size)
-            with parallel(batch * count * parts) as task:
+            with self.kernel.phase(batch * count * parts) as task:
                 which, band, part = locate(task, count, parts, self.by_band)
                 top = bind(band * size)
                 yield which, part, top, bind(tirx.min(i32(size), rows - top)) if rows % size else i32(size)
@@ -84,7 +84,7 @@ class Matrix:
         share = (
             tirx.truncdiv(tirx.truncdiv(rows + (THREADS - 1), i32(THREADS)) + (high - 1), i32(high)) * high
         )
-        with parallel(batch * parts * THREADS) as task:
+        with self.kernel.phase(batch * parts * THREADS) as task:
             begin = bind(task % THREADS * share)
             end = bind(tirx.min(begin + share, rows))
             with I.serial(0, tirx.max(i32(0), tirx.truncdiv(end - begin + (size - 1), i32(size)))) as band:
@@ -114,7 +114,7 @@ def matrix_product(spec: GemmSpec, isa: ISA, symbol: str, tiles: Tiling | None =
     parts = made.blocks // tiles.blocks
     with kernel.launch():
         made.pack()
-        with kernel.phase(), made.tasks(parts, tiles.task, tiles.rows) as (batch, part, top, height):
+        with made.tasks(parts, tiles.task, tiles.rows) as (batch, part, top, height):
             sums = kernel.scratch(product.sums, sum_type(spec.dtype))
             first, row = bind(part * tiles.blocks), bind(batch * made.rows + top)
             product.task(

@@ -7,26 +7,25 @@ from typing import Any
 from specqd.codegen.dense_kernels.layout import OUT
 from specqd.codegen.dense_kernels.spec import GemmSpec
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, f32, load, parallel, splat, store, tirx
+from specqd.codegen.tir import I, bind, f32, load, splat, store, tirx
 
 __all__ = ["pack_activation", "transposed"]
 
 
-def pack_activation(spec: GemmSpec, isa: ISA, second: Any, packed: Any) -> None:
-    """Emit a loop that packs float32 `[batch, k, n]` (or `[batch, n, k]`) into `[batch, blocks of 16 of n, k, 16]`."""
+def pack_activation(spec: GemmSpec, isa: ISA, second: Any, packed: Any, u: Any) -> None:
+    """Pack a part of float32 `[batch, k, n]` (or `[batch, n, k]`) into one of `[batch * blocks of 16 of n, k, 16]`."""
     blocks = -(-spec.n // OUT)
-    with parallel(spec.batch * blocks) as u:
-        batch, first = bind(u // blocks), bind(u % blocks * OUT)
-        to = bind(u * (spec.k * OUT))
-        rest = spec.n % OUT
-        if not rest:
+    batch, first = bind(u // blocks), bind(u % blocks * OUT)
+    to = bind(u * (spec.k * OUT))
+    rest = spec.n % OUT
+    if not rest:
+        _block(spec, isa, second, packed, (batch, first, to), OUT)
+        return
+    with I.If(first + OUT <= spec.n):
+        with I.Then():
             _block(spec, isa, second, packed, (batch, first, to), OUT)
-            return
-        with I.If(first + OUT <= spec.n):
-            with I.Then():
-                _block(spec, isa, second, packed, (batch, first, to), OUT)
-            with I.Else():
-                _block(spec, isa, second, packed, (batch, first, to), rest)
+        with I.Else():
+            _block(spec, isa, second, packed, (batch, first, to), rest)
 
 
 def _block(

@@ -11,7 +11,7 @@ from specqd.codegen.dense_kernels.layout import block, blocked_shape
 from specqd.codegen.dense_kernels.product import Inputs, view_type
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, load, parallel, splat, store, tirx
+from specqd.codegen.tir import I, bind, load, splat, store, tirx
 
 __all__ = ["Image"]
 
@@ -70,7 +70,7 @@ class Image:
             return
         spec, rows = self.spec, self.spec.padded[0]
         top, left, _, right = spec.padding
-        with self.kernel.phase(), parallel(spec.batch * self.planes * rows) as u:
+        with self.kernel.phase(spec.batch * self.planes * rows) as u:
             to, y = bind(u * self.row), bind(u % rows - top)
             with I.If(tirx.all(y >= 0, y < spec.height)):
                 with I.Then():

@@ -14,7 +14,7 @@ from specqd.codegen.dense_kernels.tiles import ROWS, TileProduct
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.kernels.tiles import release
 from specqd.codegen.kernels.tiling import THREADS
-from specqd.codegen.tir import I, bind, i32, parallel, tirx
+from specqd.codegen.tir import I, bind, i32, tirx
 
 __all__ = ["Tasks", "tasks", "tiled_convolution", "tiled_matrix_product"]
 
@@ -77,7 +77,7 @@ def tiled_convolution(spec: ConvSpec, isa: ISA, symbol: str, cut: Tasks | None =
     parts, count = made.out_blocks // blocks, -(-lines.count // high)
     with kernel.launch():
         image.fill()
-        with kernel.phase(), parallel(spec.batch * count * parts) as task:
+        with kernel.phase(spec.batch * count * parts) as task:
             batch, band, part = locate(task, count, parts, made.by_band)
             sums = kernel.scratch(_SUMS, sum_type(spec.dtype))
             begin, first = bind(batch * image.batch + made.group(part, parts)), bind(part * blocks)
@@ -113,7 +113,7 @@ def tiled_matrix_product(spec: GemmSpec, isa: ISA, symbol: str, cut: Tasks | Non
     kernel, blocks = made.kernel, cut.blocks
     product = TileProduct(made.operands, blocks)
     each = made.tasks(made.blocks // blocks, cut.pixels, ROWS)
-    with kernel.launch(), kernel.phase(), each as (_, part, top, height):
+    with kernel.launch(), each as (_, part, top, height):
         sums = kernel.scratch(_SUMS, sum_type(spec.dtype))
         first, at = bind(part * blocks), bind(top * made.operands.words)
 
