@@ -68,7 +68,8 @@ def main() -> None:
     if options.device != "cpu":
         details["device"] = torch.cuda.get_device_name(options.device)
     report.write(f"prune_quality-{name}", tables, details, mine, options, list(rows.values()))
-    plot(mine, metric, options.output / f"prune_quality-{name}.png")
+    if mine:
+        plot(mine, metric, options.output / f"prune_quality-{name}.png")
 
 
 def _options() -> argparse.Namespace:
