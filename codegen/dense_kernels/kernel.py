@@ -22,9 +22,10 @@ __all__ = ["Kernel"]
 
 #: elements from which a buffer cannot be indexed in 32 bits
 _INT32 = 2**31
-#: queues of a phase, a power of two: more threads than these wait for each other as they used to; phases of a kernel
-_QUEUES, _PHASES = 64, 2
-_WORDS = _QUEUES + 1  # of a phase: how many of each queue are taken, and whether all are
+#: queues of a phase, a power of two, and so the threads that can work on one, at most; phases of a kernel, at most
+_QUEUES, _PHASES = 256, 2
+#: words of a phase: whether all tasks are taken, then how many of each queue are
+_WORDS = 1 + _QUEUES
 #: gives the number of the next task of a queue, or `count` if there is none; TIR has no atomic operations
 _TAKE = """
 define i32 @specqd_take(ptr %queue, i32 %count) alwaysinline {
@@ -65,7 +66,7 @@ class Kernel:
         return I.decl_buffer((prod(shape),), view or stored, data=buffer.data)
 
     def scratch(self, size: int, dtype: str) -> Any:
-        """Return memory of this call; inside a parallel loop, of one iteration."""
+        """Return memory of this call; inside a phase, of one thread."""
         self._demand_indexable("memory of a kernel", size)
         return I.alloc_buffer((size,), dtype)
 
@@ -88,25 +89,29 @@ class Kernel:
     @contextmanager
     def phase(self, tasks: int) -> Iterator[Any]:
         """Open a loop over tasks, each run by exactly one thread, and a barrier after it; gives the task's number."""
-        words, self._phases = self._phases * _WORDS, self._phases + 1
+        all_taken, self._phases = self._phases * _WORDS, self._phases + 1
+        assert self._phases <= _PHASES, "there is memory for fewer phases"
+        # Two at least: TVM would have every thread run a parallel loop of one, and finds no loop to share.
+        queues = min(_QUEUES, 1 << max(1, (tasks - 1).bit_length()))
 
-        def take(word: Any, count: Any) -> Any:
-            place = tirx.address_of(self._taken[words + word])
+        def take(queue: Any, count: Any) -> Any:
+            place = tirx.address_of(self._taken[all_taken + 1 + queue])
             return tirx.call_extern("int32", "specqd_take", place, count)
 
-        # The first iteration of a thread takes all that there is; then a bit is set, so that the others end at once.
+        # The first iteration of a thread takes all that there is to take, its own share first; the others end at once.
+        # What a task needs of memory has to be in this loop: outside, it would be moved out of the launch, and shared.
         barrier = I.attr(0, "pragma_parallel_barrier_when_finish", 1)
-        with barrier, I.parallel(0, _QUEUES) as own, I.If(self._taken[words + _QUEUES] == 0), I.Then():
+        with barrier, I.parallel(0, queues) as own, I.If(self._taken[all_taken] == 0), I.Then():
             task = local(1, "int32")
-            with I.serial(0, _QUEUES) as turn:
-                queue = bind(tirx.bitwise_and(own + turn, i32(_QUEUES - 1)))
-                begin = bind(queue * tasks // _QUEUES)
-                count = bind((queue + 1) * tasks // _QUEUES - begin)
+            with I.serial(0, queues) as turn:
+                queue = bind(tirx.bitwise_and(own + turn, i32(queues - 1)))
+                begin = bind(queue * tasks // queues)
+                count = bind((queue + 1) * tasks // queues - begin)
                 store(task, 0, take(queue, count), 1)
                 with I.While(task[0] < count):
                     yield bind(begin + task[0])
                     store(task, 0, take(queue, count), 1)
-            store(self._taken, words + _QUEUES, i32(1), 1)
+            store(self._taken, all_taken, i32(1), 1)
 
     def function(self, symbol: str) -> Any:
         """Close the function and return it."""

@@ -12,11 +12,11 @@ from specqd.codegen.tir import I, bind, f32, load, splat, store, tirx
 __all__ = ["pack_activation", "transposed"]
 
 
-def pack_activation(spec: GemmSpec, isa: ISA, second: Any, packed: Any, u: Any) -> None:
-    """Pack a part of float32 `[batch, k, n]` (or `[batch, n, k]`) into one of `[batch * blocks of 16 of n, k, 16]`."""
+def pack_activation(spec: GemmSpec, isa: ISA, second: Any, packed: Any, part: Any) -> None:
+    """Pack `[k, 16]` of float32 `[batch, k, n]` (or `[batch, n, k]`): a part of `[batch * blocks of n, k, 16]`."""
     blocks = -(-spec.n // OUT)
-    batch, first = bind(u // blocks), bind(u % blocks * OUT)
-    to = bind(u * (spec.k * OUT))
+    batch, first = bind(part // blocks), bind(part % blocks * OUT)
+    to = bind(part * (spec.k * OUT))
     rest = spec.n % OUT
     if not rest:
         _block(spec, isa, second, packed, (batch, first, to), OUT)
