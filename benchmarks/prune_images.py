@@ -9,6 +9,7 @@ foolbox ships, and calibrated on crops of those of scikit-image and scikit-learn
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,16 +75,15 @@ def _efficientnet(made: Path, dataset: Path | None, count: int, device: str) -> 
     net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
     if dataset is not None:
         pictures, labels = _imagenet(dataset)
-        folder = _written(made / "imagenet", pictures[:_CALIBRATING])
-        scored = slice(_CALIBRATING, _CALIBRATING + count)
+        calibrating, scored = slice(_CALIBRATING), slice(_CALIBRATING, _CALIBRATING + count)
         return _classifier(
-            net, pictures[scored], labels[scored], folder, made / f"imagenet-scored-{count}", device
+            net, pictures[scored], labels[scored], _written(made, pictures[calibrating]), made, device
         )
     crops = -(-count // 20)
     photos = sorted(_inside("foolbox/data").glob("imagenet_*.jpg"))
     labels = np.repeat([int(photo.stem.split("_")[-1]) for photo in photos], crops)
-    folder = _written(made / "photos", _crops([_inside(file) for file in _CALIBRATION], 32))
-    return _classifier(net, _crops(photos, crops), labels, folder, made / f"photos-scored-{crops}", device)
+    folder = _written(made, _crops([_inside(file) for file in _CALIBRATION], 32))
+    return _classifier(net, _crops(photos, crops), labels, folder, made, device)
 
 
 def _resnet(checkpoint: Path, dataset: Path, made: Path, pictures: int, device: str) -> Subject:
@@ -91,20 +91,19 @@ def _resnet(checkpoint: Path, dataset: Path, made: Path, pictures: int, device: 
 
     training = read(dataset, "train")[0][:1000]
     test, labels = (part[:pictures] for part in read(dataset, "t10k"))
-    folder = _written(made / "fashion-mnist", list(training))
+    folder = _written(made, list(training))
     # As `calibrate` scales the pictures of the folder.
     scaled = [
         np.asarray(Image.fromarray(at).resize((SIZE, SIZE), Image.Resampling.BILINEAR))[..., None]
         for at in test
     ]
-    shown = made / f"fashion-mnist-scored-{pictures}"
-    return _classifier(ResNet.trained(checkpoint), scaled, labels, folder, shown, device)
+    return _classifier(ResNet.trained(checkpoint), scaled, labels, folder, made, device)
 
 
 def _classifier(
-    net: nn.Module, images: Sequence[np.ndarray], labels: np.ndarray, folder: Path, scored: Path, device: str
+    net: nn.Module, images: Sequence[np.ndarray], labels: np.ndarray, folder: Path, made: Path, device: str
 ) -> Subject:
-    """Score by labels, and by agreement and divergence with the dense model; a thousand images go to `scored`."""
+    """Score by labels, and by agreement and divergence with the dense model; a thousand images can calibrate too."""
     batches = [np.stack(images[at : at + _BATCH]) for at in range(0, len(images), _BATCH)]
     some = _normalised(np.stack(images[:: max(1, len(images) // _SHOWN)][:_SHOWN])).split(_EXAMPLE)
     shapes = ({0: torch.export.Dim("batch", min=2, max=64)},)
@@ -128,9 +127,7 @@ def _classifier(
             "KL": float((dense.exp() * (dense - now)).sum(-1).mean()),
         }
 
-    shown = _written(
-        scored, [image.squeeze(-1) if image.shape[-1] == 1 else image for image in images[:1000]]
-    )
+    shown = _written(made, [image.squeeze(-1) if image.shape[-1] == 1 else image for image in images[:1000]])
     data = {"fractals": "fractals", "photos": str(folder), "random": "random", "scored": str(shown)}
     better = frozenset({"top-1", "agreement", "top-5 agreement"})
     return Subject(program, lambda: iter([(x,) for x in some]), scores, data, better)
@@ -148,7 +145,12 @@ def _inside(path: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inner
 
 
-def _written(folder: Path, images: Sequence[np.ndarray]) -> Path:
+def _written(made: Path, images: Sequence[np.ndarray]) -> Path:
+    """Write images to a folder that is named by what they show, unless it is there."""
+    contents = hashlib.sha256()
+    for pixels in images:
+        contents.update(repr(pixels.shape).encode() + pixels.tobytes())
+    folder = made / f"images-{contents.hexdigest()[:16]}"
     if not folder.is_dir():
         with staged_directory(folder) as new:
             for number, pixels in enumerate(images):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import machine
 import report
 import torch
 from prune_cases import Case, of_images, of_language
@@ -65,8 +66,7 @@ def main() -> None:
         tables.insert(1, quality(mine, "agreement", what))
     tables = [table for table in tables if table.rows]
     details = {"model": name, "calibration samples": options.samples, "threads": options.threads}
-    if options.device != "cpu":
-        details["device"] = torch.cuda.get_device_name(options.device)
+    details["devices"] = sorted({row["device"] for row in mine})
     report.write(f"prune_quality-{name}", tables, details, mine, options, list(rows.values()))
     if mine:
         plot(mine, metric, options.output / f"prune_quality-{name}.png")
@@ -120,6 +120,7 @@ def _subject(options: argparse.Namespace) -> Subject:
 def _measure(
     case: Case, name: str, subject: Subject, dense: dict[str, float], options: argparse.Namespace
 ) -> Iterator[Row]:
+    device = machine.facts()["cpu"] if options.device == "cpu" else torch.cuda.get_device_name(options.device)
     source = f"samples={options.samples},seed={case.seed}"
     source += f",data={subject.data[case.data]}" if case.data != "none" else ""
     source += ",pixels=signed" if options.classifier else ""
@@ -142,7 +143,7 @@ def _measure(
         yield {
             "model": name, **_facts(case), "metric": metric, "dense": round(dense[metric], 4), "value": round(value, 4),
             "drop": round(drop, 4), "layer_mse": round(statistics.fmean(errors), 6) if errors else 0.0,
-            "reached": round(zeros, 4), "seconds": round(seconds, 2), "peak_mb": round(peak),
+            "reached": round(zeros, 4), "seconds": round(seconds, 2), "peak_mb": round(peak), "device": device,
         }  # fmt: skip
 
 
