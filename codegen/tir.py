@@ -58,11 +58,10 @@ def intrinsic(dtype: str, name: str, *args: Any) -> Any:
     return tirx.call_llvm_pure_intrin(dtype, name, *args)
 
 
-def prefetch(buffer: Any, at: Any) -> None:
-    """Ask for the cache line of element `at`; the CPU ignores it where there is no memory."""
-    I.evaluate(
-        tirx.call_llvm_intrin("void", "llvm.prefetch.p0", tirx.address_of(buffer[at]), i32(0), i32(3), i32(1))
-    )
+def prefetch(buffer: Any, at: Any, level: int = 1) -> None:
+    """Ask for the cache line of element `at`, down to cache `level`; the CPU ignores it where there is no memory."""
+    place = tirx.address_of(buffer[at])
+    I.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", place, i32(0), i32(4 - level), i32(1)))
 
 
 def local(size: int, dtype: str) -> Any:

@@ -96,12 +96,15 @@ CASES = {
     "first layer": ConvSpec(1, 3, 33, 34, 16, (7, 7), (2, 2), (3, 3, 3, 3), planes=True),
     "depthwise": ConvSpec(1, 24, 15, 31, 24, (5, 5), padding=(2, 2, 2, 2), groups=24),
     "one pixel": ConvSpec(2, 40, 1, 1, 64),
+    "winograd": ConvSpec(
+        2, 40, 9, 14, 48, (3, 3), padding=(2, 0, 1, 2), epilogue=Epilogue(True, True, "relu")
+    ),
 }
 
 
 @pytest.mark.parametrize(("isa", "dtype"), SAMPLED_KINDS)
 def test_every_instruction_set(isa: str, dtype: str, rng: torch.Generator) -> None:
-    names = list(CASES) if isa in ("amx", "avx512") else ["pointwise", "depthwise"]
+    names = list(CASES) if isa in ("amx", "avx512") else ["pointwise", "depthwise", "winograd"]
     for name in names:
         spec = replace(CASES[name], dtype=dtype, zero=5 if dtype == "uint8" else 0)
         check(spec, run_conv(spec, isa, rng))

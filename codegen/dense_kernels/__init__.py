@@ -9,6 +9,7 @@ from specqd.codegen.dense_kernels.layout import (
     block,
     blocked_shape,
     by_lane,
+    by_winograd,
     corrections,
     fits_tiles,
     pack_channels,
@@ -19,12 +20,13 @@ from specqd.codegen.dense_kernels.matrix import matrix_product
 from specqd.codegen.dense_kernels.schedules import Schedule, schedule_of, schedules
 from specqd.codegen.dense_kernels.spec import ConvSpec, Epilogue, GemmSpec, Requantise
 from specqd.codegen.dense_kernels.tiled import tiled_convolution, tiled_matrix_product
+from specqd.codegen.dense_kernels.winograd import winograd_convolution
 from specqd.codegen.isa.base import ISA
 
 __all__ = [
-    "ConvSpec", "Epilogue", "GemmSpec", "Requantise", "Schedule", "block", "blocked_shape", "conv2d", "corrections",
-    "fits_tiles", "from_blocks", "gemm", "pack_channels", "pack_conv", "pack_gemm", "schedule_of", "schedules",
-    "to_blocks",
+    "ConvSpec", "Epilogue", "GemmSpec", "Requantise", "Schedule", "block", "blocked_shape", "by_winograd", "conv2d",
+    "corrections", "fits_tiles", "from_blocks", "gemm", "pack_channels", "pack_conv", "pack_gemm", "schedule_of",
+    "schedules", "to_blocks",
 ]  # fmt: skip
 
 
@@ -42,7 +44,11 @@ def conv2d(spec: ConvSpec, isa: ISA, symbol: str = "conv2d", schedule: Schedule 
     """
     if by_lane(spec):
         return lane_convolution(spec, isa, symbol)
-    write: Any = tiled_convolution if fits_tiles(spec, isa) else blocked_convolution
+    write: Any = blocked_convolution
+    if by_winograd(spec):
+        write = winograd_convolution
+    elif fits_tiles(spec, isa):
+        write = tiled_convolution
     return write(spec, isa, symbol, schedule)
 
 

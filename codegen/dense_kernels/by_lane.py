@@ -15,7 +15,8 @@ from typing import Any
 from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT, block, blocked_shape
-from specqd.codegen.dense_kernels.product import serial, sum_type
+from specqd.codegen.dense_kernels.operands import sum_type
+from specqd.codegen.dense_kernels.product import serial
 from specqd.codegen.dense_kernels.spec import ConvSpec
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, i32, load, local, splat, store, tirx

@@ -8,8 +8,9 @@ from typing import Any
 from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT, blocked_shape, pieces, taps
+from specqd.codegen.dense_kernels.operands import Operands, sum_type, weight_view
 from specqd.codegen.dense_kernels.padding import Image
-from specqd.codegen.dense_kernels.product import Operands, Product, bands, locate, sum_type, weight_view
+from specqd.codegen.dense_kernels.product import Product, bands, locate
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
 from specqd.codegen.dense_kernels.tiling import Tiling, tiling
 from specqd.codegen.isa.base import ISA

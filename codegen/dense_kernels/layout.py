@@ -15,12 +15,16 @@ from specqd.codegen.isa.base import ISA
 from specqd.errors import InputError
 
 __all__ = [
-    "OUT", "block", "blocked_shape", "by_lane", "corrections", "fits_tiles", "pack_channels", "pack_conv", "pack_gemm",
-    "pieces", "taps",
+    "OUT", "PATCH", "POSITIONS", "block", "blocked_shape", "by_lane", "by_winograd", "corrections", "fits_tiles",
+    "pack_channels", "pack_conv", "pack_gemm", "pieces", "taps",
 ]  # fmt: skip
 
 #: output channels in a block of a weight
 OUT = 16
+#: rows and columns of inputs of a tile of Winograd's convolution, and how many places it so has
+PATCH, POSITIONS = 4, 16
+#: weights g of three taps in a row become Gg
+_TAPS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 #: words in a block of a matrix product: what a core keeps in its first cache of a few blocks of weights
 _GEMM = 128
 #: words of inputs for which a tile is worth its time, and that it can take
@@ -42,6 +46,13 @@ def by_lane(spec: ConvSpec) -> bool:
     """Say whether a lane has inputs of its own: depthwise, and groups that do not fill blocks."""
     inputs, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     return spec.groups > 1 and (inputs % block(spec.in_channels, spec.dtype) > 0 or outputs % OUT > 0)
+
+
+def by_winograd(spec: ConvSpec) -> bool:
+    """Say whether a convolution is computed by Winograd's algorithm: 3 x 3 taps, enough channels and pixels."""
+    plain = spec.stride == spec.dilation == (1, 1) and spec.groups == 1 and not spec.planes
+    enough = min(spec.in_channels, spec.out_channels) >= OUT and min(spec.out_height, spec.out_width) >= PATCH
+    return spec.dtype == "float32" and spec.kernel == (3, 3) and plain and enough
 
 
 def pieces(spec: ConvSpec | GemmSpec) -> tuple[int, int]:
@@ -77,7 +88,7 @@ def pack_conv(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
 
     BF16 comes as its bits, in int16 or uint16. The result is `[blocks of 16 out, words of all blocks of
     inputs and taps, 16, inputs of a word]`, or for kernels that work by lane `[blocks of 16 out, inputs of a
-    group, taps, 16]`; padding is zero.
+    group, taps, 16]`, or for Winograd's `[16 positions * blocks of 16 out, inputs, 16, 1]`; padding is zero.
 
     Raises:
         InputError: the shape is not what `spec` says.
@@ -85,6 +96,11 @@ def pack_conv(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
     expected = (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel)
     if weight.shape != expected:
         raise InputError(f"the weight is {weight.shape}, and the convolution wants {expected}")
+    if by_winograd(spec):
+        places = (_TAPS @ weight.astype(np.float64) @ _TAPS.T).astype(np.float32)
+        return np.concatenate(
+            [_words(spec, places[..., i, j, None]) for i in range(PATCH) for j in range(PATCH)]
+        )
     flat = weight.reshape(*expected[:2], -1)
     if by_lane(spec):
         cut = _whole(flat, OUT).reshape(-1, OUT, *flat.shape[1:])

@@ -9,17 +9,9 @@ from typing import Any
 from specqd.codegen.dense_kernels.epilogue import Ending
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import OUT, pieces
+from specqd.codegen.dense_kernels.operands import Inputs, Operands, sum_type, view_type, weight_view
 from specqd.codegen.dense_kernels.packing import pack_activation
-from specqd.codegen.dense_kernels.product import (
-    Inputs,
-    Operands,
-    Product,
-    bands,
-    locate,
-    sum_type,
-    view_type,
-    weight_view,
-)
+from specqd.codegen.dense_kernels.product import Product, bands, locate
 from specqd.codegen.dense_kernels.spec import PER_WORD, GemmSpec
 from specqd.codegen.dense_kernels.tiling import Tiling, tiling
 from specqd.codegen.isa.base import ISA

@@ -8,7 +8,7 @@ from typing import Any
 
 from specqd.codegen.dense_kernels.kernel import Kernel
 from specqd.codegen.dense_kernels.layout import block, blocked_shape
-from specqd.codegen.dense_kernels.product import Inputs, view_type
+from specqd.codegen.dense_kernels.operands import Inputs, view_type
 from specqd.codegen.dense_kernels.spec import PER_WORD, ConvSpec
 from specqd.codegen.isa.base import ISA
 from specqd.codegen.tir import I, bind, load, splat, store, tirx

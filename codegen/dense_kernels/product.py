@@ -13,77 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from specqd.codegen.dense_kernels.layout import OUT
-from specqd.codegen.dense_kernels.spec import RANGE
+from specqd.codegen.dense_kernels.operands import Operands, sum_type
 from specqd.codegen.dense_kernels.tiling import Tiling, passes
 from specqd.codegen.isa.base import ISA
-from specqd.codegen.tir import I, bind, i32, load, local, splat, store, tirx
+from specqd.codegen.tir import I, bind, i32, load, local, prefetch, splat, store, tirx
 
-__all__ = [
-    "Inputs",
-    "Operands",
-    "Product",
-    "bands",
-    "locate",
-    "serial",
-    "sum_type",
-    "view_type",
-    "weight_view",
-]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Where words of inputs lie in a flat buffer: how far it is from one to the next of each kind."""
-
-    buffer: Any
-    block: int
-    word: int
-    row: int
-    column: int
-    tap_row: int = 0
-    tap_column: int = 0
-
-
-@dataclass(frozen=True)
-class Operands:
-    """What a product multiplies.
-
-    Attributes:
-        weight: flat, as `weight_view` says, in blocks of 16 output channels.
-        words: of inputs of an output channel; `size` of a block, the last may hold fewer.
-    """
-
-    dtype: str
-    inputs: Inputs
-    weight: Any
-    taps: tuple[int, int]
-    words: int
-    size: int
-
-    @property
-    def full(self) -> int:
-        """Whole blocks of inputs."""
-        return self.words // self.size
-
-    @property
-    def tail(self) -> int:
-        """Words of a last block that is not whole."""
-        return self.words % self.size
-
-
-def view_type(dtype: str) -> str:
-    """Return the type as which words of inputs are read."""
-    return "float32" if dtype == "float32" else "int32"
-
-
-def sum_type(dtype: str) -> str:
-    """Return the type of sums."""
-    return "int32" if dtype in RANGE else "float32"
-
-
-def weight_view(dtype: str) -> tuple[str, str]:
-    """Return the type of a packed weight, and as which it is read."""
-    return {"float32": ("float32", "float32"), "bfloat16": ("bfloat16", "int32")}.get(dtype, ("int8", "int8"))
+__all__ = ["Product", "bands", "locate", "serial"]
 
 
 def locate(task: Any, bands: int, parts: int, by_band: bool) -> tuple[Any, Any, Any]:
@@ -141,8 +76,8 @@ class Product:
         """Elements that the sums of a task take, `[pixels, blocks, 16]`."""
         return self.tiling.task * self.columns * self.tiling.blocks * OUT
 
-    def task(self, sums: Any, first: Any, at: Any, pieces: list[tuple[int, Any, Any]]) -> None:
-        """Compute blocks from `first` for pixels whose inputs begin at word `at`.
+    def task(self, sums: Any, first: Any, at: Any, pieces: list[tuple[int, Any, Any]], into: Any = 0) -> None:
+        """Compute blocks from `first` for pixels whose inputs begin at word `at`, into `sums` from `into` on.
 
         `pieces` cut the task's rows into tiles: `(rows of a tile, how many tiles, first row)`.
         """
@@ -150,61 +85,76 @@ class Product:
         each = passes(full, of.taps[0] * of.taps[1], of.size, self.tiling.words) if full else 1
         alone = of.words == each * of.size or not full
         if not alone:
-            self._clear(sums)
+            self._clear(sums, into)
         if full:
             with serial(full // each) as part:
-                self._pass(sums, first, at, pieces, (part * each, each, of.size), alone)
+                self._pass((sums, into), first, at, pieces, (bind(part * each), each, of.size), alone)
         if of.tail:
-            self._pass(sums, first, at, pieces, (i32(full), 1, of.tail), alone)
+            self._pass((sums, into), first, at, pieces, (i32(full), 1, of.tail), alone)
 
-    def _clear(self, sums: Any) -> None:
+    def _clear(self, sums: Any, into: Any) -> None:
         lanes = self.isa.lanes
         with I.serial(0, self.sums // lanes) as s:
-            store(sums, s * lanes, self._zero(), lanes)
+            store(sums, into + s * lanes, self._zero(), lanes)
 
     def _zero(self) -> Any:
         return splat(tirx.const(0, sum_type(self.of.dtype)), self.isa.lanes)
 
     def _pass(
-        self, sums: Any, first: Any, at: Any, pieces: Any, part: tuple[Any, int, int], alone: bool
+        self, sums: tuple[Any, Any], first: Any, at: Any, pieces: Any, part: tuple[Any, int, int], alone: bool
     ) -> None:
         wide = self.tiling.columns
         rest = self.columns % wide
+        ahead = self._ahead(first, part)
         for high, repeats, row in pieces:
             with serial(repeats) as r:
                 top = bind(row + r * high)
                 with serial(self.columns // wide) as c:
-                    self._tile(sums, first, at, part, (top, c * wide), (high, wide), alone)
+                    self._tile(sums, first, at, part, (top, c * wide), (high, wide), alone, ahead)
                 if rest:
-                    self._tile(sums, first, at, part, (top, i32(self.columns - rest)), (high, rest), alone)
+                    corner = top, i32(self.columns - rest)
+                    self._tile(sums, first, at, part, corner, (high, rest), alone, ahead)
+
+    def _ahead(self, first: Any, part: tuple[Any, int, int]) -> list[Any]:
+        """Lines where the weights begin that the pass after `part` reads, or else the task after this one."""
+        block, blocks, _ = part
+        after, every = bind((block + blocks) * (self.of.size * self.of.lines)), self.of.words * self.of.lines
+        place = tirx.Select(after < every, after, i32(self.tiling.blocks * every))
+        return [bind((first + j) * every + place) for j in range(self.tiling.blocks)]
 
     def _tile(
         self,
-        sums: Any,
+        sums: tuple[Any, Any],
         first: Any,
         at: Any,
         part: tuple[Any, int, int],
         corner: tuple[Any, Any],
         shape: tuple[int, int],
         alone: bool,
+        ahead: list[Any],
     ) -> None:
         block, blocks, words = part
         of, x = self.of, self.of.inputs
-        taps = of.taps[0] * of.taps[1]
         pixels = [(r, c) for r in range(shape[0]) for c in range(shape[1])]
         width, lanes = self.tiling.blocks * OUT, self.isa.lanes
-        origin = bind((corner[0] * self.columns + corner[1]) * width)
+        memory, into = sums
+        origin = bind(into + (corner[0] * self.columns + corner[1]) * width)
         acc = [local(width, sum_type(self.of.dtype)) for _ in pixels]
         places = [origin + (r * self.columns + c) * width for r, c in pixels]
         for row, place in zip(acc, places, strict=True):
             for i in range(0, width, lanes):
-                store(row, i, self._zero() if alone else load(sums, place + i, lanes), lanes)
+                store(row, i, self._zero() if alone else load(memory, place + i, lanes), lanes)
         begin = bind(at + corner[0] * x.row + corner[1] * x.column + block * x.block)
         weights = [
-            bind((first + j) * (of.words * taps) + block * (of.size * taps))
+            bind((first + j) * (of.words * of.lines) + block * (of.size * of.lines))
             for j in range(self.tiling.blocks)
         ]
         unroll = next(u for u in (4, 3, 2, 1) if words % u == 0)
+        # Each tile of a pass, at each of its steps, asks for as many lines that the next pass reads.
+        across = -(-self.columns // self.tiling.columns)
+        asked = -(-unroll // (-(-self.tiling.task // self.tiling.rows) * across))
+        tile = corner[0] // self.tiling.rows * across + corner[1] // self.tiling.columns
+        earlier = bind(tile * (blocks * of.lines * (words // unroll)))
         with (
             serial(blocks) as b,
             serial(of.taps[0]) as h,
@@ -212,14 +162,24 @@ class Product:
             serial(words // unroll) as s,
         ):
             word = bind(begin + b * x.block + h * x.tap_row + w * x.tap_column + s * (unroll * x.word))
-            line = bind((((b * of.taps[0] + h) * of.taps[1] + w) * (words // unroll) + s) * unroll)
+            step = bind(((b * of.taps[0] + h) * of.taps[1] + w) * (words // unroll) + s)
+            line = bind(step * unroll)
+            for start in ahead:
+                for i in range(asked):
+                    line_ahead = start + (earlier + step) * asked + i
+                    prefetch(of.weight, line_ahead * self._line, 2)
             for u in range(unroll):
                 loaded = [self._weights(at_block + line + u) for at_block in weights]
                 for row, (r, c) in zip(acc, pixels, strict=True):
                     self._add(row, loaded, word + r * x.row + c * x.column + u * x.word)
         for row, place in zip(acc, places, strict=True):
             for i in range(0, width, lanes):
-                store(sums, place + i, load(row, i, lanes), lanes)
+                store(memory, place + i, load(row, i, lanes), lanes)
+
+    @property
+    def _line(self) -> int:
+        """Elements of a cache line of weights."""
+        return OUT * 4 if sum_type(self.of.dtype) == "int32" else OUT
 
     def _weights(self, line: Any) -> list[Any]:
         lanes = self.isa.lanes

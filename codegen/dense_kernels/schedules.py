@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from specqd.codegen.dense_kernels.layout import OUT, by_lane, fits_tiles
+from specqd.codegen.dense_kernels.layout import OUT, by_lane, by_winograd, fits_tiles
 from specqd.codegen.dense_kernels.spec import ConvSpec, GemmSpec
 from specqd.codegen.dense_kernels.tiled import Tasks, tasks
 from specqd.codegen.dense_kernels.tiling import Tiling, tilings
+from specqd.codegen.dense_kernels.winograd_tasks import Cut, cuts
 from specqd.codegen.isa.base import ISA
 
 __all__ = ["Schedule", "schedule_of", "schedules"]
 
-Schedule = Tiling | Tasks
+Schedule = Tiling | Tasks | Cut
 
 
 def schedules(spec: ConvSpec | GemmSpec, isa: ISA) -> list[Schedule]:
@@ -23,6 +24,8 @@ def schedules(spec: ConvSpec | GemmSpec, isa: ISA) -> list[Schedule]:
     if isinstance(spec, ConvSpec):
         if by_lane(spec):
             return []
+        if by_winograd(spec):
+            return [*cuts(spec, isa)]
         rows, columns = spec.out_height, spec.out_width
         blocks, products = -(-spec.out_channels // OUT) // spec.groups, spec.groups * spec.batch
     else:

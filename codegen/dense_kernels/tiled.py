@@ -8,7 +8,8 @@ from typing import Any
 from specqd.codegen.dense_kernels.convolution import Convolution
 from specqd.codegen.dense_kernels.layout import OUT
 from specqd.codegen.dense_kernels.matrix import Matrix
-from specqd.codegen.dense_kernels.product import locate, sum_type
+from specqd.codegen.dense_kernels.operands import sum_type
+from specqd.codegen.dense_kernels.product import locate
 from specqd.codegen.dense_kernels.spec import ConvSpec, GemmSpec
 from specqd.codegen.dense_kernels.tiles import ROWS, TileProduct
 from specqd.codegen.isa.base import ISA

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from specqd.codegen.dense_kernels.layout import OUT
-from specqd.codegen.dense_kernels.product import Operands, serial
+from specqd.codegen.dense_kernels.operands import Operands
+from specqd.codegen.dense_kernels.product import serial
 from specqd.codegen.kernels.tiles import configure, instruction, row_pieces
 from specqd.codegen.tir import I, bind, i32, tirx
 

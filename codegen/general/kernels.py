@@ -15,6 +15,7 @@ from specqd.codegen.dense_kernels import (
     GemmSpec,
     Requantise,
     blocked_shape,
+    by_winograd,
     conv2d,
     corrections,
     from_blocks,
@@ -89,7 +90,7 @@ def convolution(
         batch, channels, height, width, out, (kernel[0], kernel[1]), (down, right), (top, left, top, left),
         (rows, columns), groups, planes=by_planes, **_ending(of, bias, end),
     )  # fmt: skip
-    form = f"planes {x.shape[2:]}" if by_planes else f"blocks {groups}"
+    form = f"planes {x.shape[2:]}" if by_planes else "winograd" if by_winograd(spec) else f"blocks {groups}"
     given += _weights(
         lowering, of, end, form, spec, lambda array: pack_conv(spec, array), lambda array: array
     )
