@@ -41,7 +41,11 @@ def check(tmp_path):
             got = compiled(*inputs)
             wanted = wanted if isinstance(wanted, tuple) else (wanted,)
             for a, b in zip(got if isinstance(got, tuple) else (got,), wanted, strict=True):
-                torch.testing.assert_close(a, b, equal_nan=True, **TOLERANCE)
+                # What eager torch rounds to halves in between differs between CPUs by a last place.
+                tolerance = (
+                    {**TOLERANCE, "rtol": 1e-3, "atol": 1e-3} if b.dtype is torch.float16 else TOLERANCE
+                )
+                torch.testing.assert_close(a, b, equal_nan=True, **tolerance)
         return compiled
 
     return run
@@ -494,3 +498,20 @@ def test_halves_of_channels_after_a_convolution(check, rng, channels):
     compiled = check(Halves(), torch.randn(2, 8, 12, 10, generator=rng))
     names = [call.function for call in compiled.record.kernels]
     assert sum("to_blocks" in name for name in names) == (1 if channels == 32 else 2), names
+
+
+def test_pixels_are_picked_from_blocks_of_channels(check, rng):
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(20, 32, 3, padding=1), nn.Conv2d(64, 20, 1)
+
+        def forward(self, x):
+            y = self.first(x)
+            larger = F.interpolate(y, scale_factor=2.0)
+            beside = F.interpolate(y.relu(), size=(12, 14))
+            columns = torch.tensor([-1, 0, 3])
+            joined = torch.cat([larger, beside], 1)
+            return self.last(joined), y[:, :, columns], y[:, :, columns, columns], y[:, :, :, columns].relu()
+
+    check(Decoder(), torch.randn(2, 20, 6, 7, generator=rng))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,7 +73,17 @@ def picked(
 def _lookup(lowering: Lowering, node: fx.Node, x: Value, indices: Sequence[Value | None]) -> Value:
     x = lowering.ready(x)
     shape, place = picked(lowering, node, x, indices)
-    return x.view(shape, lambda index: x.at(place(index)), 2)
+    found = x.view(shape, lambda index: x.at(place(index)), 2)
+    pixels = all(index is None for index in indices[:2]) and len(shape) == len(x.shape)
+    if x.blocks is None or not pixels:
+        return found
+    deep = x.blocks
+
+    def at(index: Sequence[Any]) -> Any:
+        *_, row, column = place([index[0], i64(0), *index[2:4]])
+        return deep.at([*index[:2], row, column, index[4]])
+
+    return replace(found, blocks=deep.view((*deep.shape[:2], *shape[2:], deep.shape[4]), at, 2))
 
 
 def _embedding(lowering: Lowering, node: fx.Node, table: Value, index: Value, *_: Any, **__: Any) -> Value:
