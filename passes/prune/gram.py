@@ -22,8 +22,12 @@ _ROWS = 1 << 24  # elements of rows that are made at a time
 
 
 def grams(
-    program: Program, entry: Entry, layers: Sequence[Layer], batches: Collection[tuple[Any, ...]]
-) -> Iterator[tuple[Layer, Tensor] | Progress]:
+    program: Program,
+    entry: Entry,
+    layers: Sequence[Layer],
+    batches: Collection[tuple[Any, ...]],
+    apart: int = 0,
+) -> Iterator[tuple[Layer, *tuple[Tensor, ...]] | Progress]:
     """Yield layers and their Gram matrices float64 [groups, K + 1, K + 1], in the order of the graph.
 
     1. G = X^T X, where a row of X holds what a row of the layer's matrix is multiplied with, then a one. So its
@@ -37,26 +41,29 @@ def grams(
         entry: whose graph holds the layers.
         layers: in the order of the graph.
         batches: values of the placeholders; may make them anew each time, but the same ones.
+        apart: yield two matrices for each layer, the second of each `apart`-th batch alone, the first of the others.
     """
-    pending = list(layers)
+    pending, parts = list(layers), 2 if apart else 1
     while pending:
         chosen: dict[Any, int] = {}
         now: list[Layer] = []
         for layer in pending:
-            size = layer.groups * (layer.shape[1:].numel() + 1) ** 2 * 8
+            size = layer.groups * (layer.shape[1:].numel() + 1) ** 2 * 8 * parts
             added = {_key(layer, node): size for node in layer.nodes}
             if now and sum((chosen | added).values()) > _MEMORY:
                 break
             chosen |= added
             now.append(layer)
         pending = pending[len(now) :]
-        sums: dict[Any, Tensor] = {}
+        sums: list[dict[Any, Tensor]] = [{} for _ in range(parts)]
         for number, batch in enumerate(batches):
             yield Progress("running the dense model", number, len(batches))
+            part = sums[1 if apart and number % apart == apart - 1 else 0]
             with torch.no_grad():
-                _Watched(program, entry, now, sums).finish(batch)
+                _Watched(program, entry, now, part).finish(batch)
         for layer in now:
-            yield layer, sum(sums[key] for key in {_key(layer, node): None for node in layer.nodes})  # type: ignore[misc]
+            keys = {_key(layer, node): None for node in layer.nodes}
+            yield layer, *(torch.stack([part[key] for key in keys]).sum(0) for part in sums if part)
 
 
 def _key(layer: Layer, node: fx.Node) -> tuple[Any, ...]:

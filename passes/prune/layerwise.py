@@ -26,14 +26,16 @@ def layerwise(
     layers: Sequence[Layer],
     data: Data,
     samples: Samples,
-    solve: Callable[[Layer, Tensor], dict[str, Tensor]],
+    solve: Callable[..., dict[str, Tensor]],
     *options: object,
+    apart: int = 0,
 ) -> Generator[Progress, None, Solutions]:
-    """Return what `solve` makes of each layer and its Gram matrix, without layers whose inputs are not finite.
+    """Return what `solve` makes of each layer and its Gram matrices, without layers whose inputs are not finite.
 
     1. Inputs are those of the dense model: pruned weights are replaced by what they were.
     2. Solutions are kept in the cache folder for a month, under all that they depend on: the entry, the dense
        weights, the data, and `options`.
+    3. With `apart`, `solve` gets a second matrix, of each `apart`-th batch alone, if there are so many.
 
     Raises:
         InputError: the data do not suit the entry.
@@ -55,13 +57,13 @@ def layerwise(
     yield Progress("solving layers", len(found), len(layers))
     solved = len(found)
     batches = data.batches(program, entry, samples)
-    for item in grams(dense, entry, missing, batches):
+    for item in grams(dense, entry, missing, batches, apart):
         if isinstance(item, Progress):
             yield item
             continue
-        layer, gram = item
-        if gram.isfinite().all():
-            found[layer] = solve(layer, gram)
+        layer, *sums = item
+        if all(gram.isfinite().all() for gram in sums):
+            found[layer] = solve(layer, *sums)
             store.put(layer.name, found[layer])
         solved += 1
         yield Progress("solving layers", solved, len(layers))
