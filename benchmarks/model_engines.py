@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from model_zoo import build
 from peers.protocol import serve, timing
 
 __all__ = ["ENGINES", "PRECISIONS", "Engine", "in_precision", "onnxruntime_session", "openvino_network"]
 
-PRECISIONS = ("float32", "bf16", "int8")
+#: `float32-direct`: without Winograd's algorithm, as the arithmetic of the others is
+PRECISIONS = ("float32", "float32-direct", "bf16", "int8")
 
 
 class Engine(NamedTuple):
@@ -60,14 +63,27 @@ def prepare(model: str, folder: Path, precisions: list[str]) -> dict[str, Any]:
         began = time.perf_counter()
         program, plain = in_precision(model, module, x, precision)
         place = folder / precision
-        compile_model(program, place, pipeline="", force=True)
+        with _direct_sums() if precision == "float32-direct" else nullcontext():
+            compile_model(program, place, pipeline="", force=True)
         seconds = time.perf_counter() - began
         found = specqd.load(place)(x)
         difference = (found - wanted).norm() / wanted.norm()
         facts[precision] = {"build_s": round(seconds, 1), "error": round(float(difference), 5)}
-        if find_spec("onnxscript"):
+        if find_spec("onnxscript") and precision != "float32-direct":
             torch.onnx.export(plain.module(), (x,), place / "model.onnx", dynamo=True, verbose=False)
     return facts
+
+
+@contextmanager
+def _direct_sums() -> Iterator[None]:
+    """Have no convolution computed by Winograd's algorithm meanwhile."""
+    import specqd.codegen.general.kernels  # noqa: F401
+
+    with ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("specqd.codegen.") and hasattr(module, "by_winograd"):
+                stack.enter_context(mock.patch.object(module, "by_winograd", return_value=False))
+        yield
 
 
 def _specqd(model: str, folder: str, precision: str, threads: int) -> Callable[[], Any]:
@@ -140,7 +156,7 @@ ENGINES = {
     "inductor": Engine(partial(_torch, compiled=True), ("float32", "bf16")),
     # It has no BF16 convolutions on CPUs.
     "onnxruntime": Engine(_onnxruntime, ("float32", "int8"), ("onnxruntime", "onnxscript")),
-    "openvino": Engine(_openvino, PRECISIONS, ("openvino", "onnxscript")),
+    "openvino": Engine(_openvino, ("float32", "bf16", "int8"), ("openvino", "onnxscript")),
 }
 
 
