@@ -29,7 +29,7 @@ class Apply(nn.Module):
 def check(tmp_path):
     """Compile a module or function for example inputs, and compare it with eager torch on them and on others."""
 
-    def run(module, *example, others=(), dynamic=None):
+    def run(module, *example, others=(), dynamic=None, **tolerance):
         module = module if isinstance(module, nn.Module) else Apply(module)
         folder = tmp_path / "artifact"
         dynamic = None if dynamic is None else (dynamic,) if isinstance(module, Apply) else dynamic
@@ -41,11 +41,7 @@ def check(tmp_path):
             got = compiled(*inputs)
             wanted = wanted if isinstance(wanted, tuple) else (wanted,)
             for a, b in zip(got if isinstance(got, tuple) else (got,), wanted, strict=True):
-                # What eager torch rounds to halves in between differs between CPUs by a last place.
-                tolerance = (
-                    {**TOLERANCE, "rtol": 1e-3, "atol": 1e-3} if b.dtype is torch.float16 else TOLERANCE
-                )
-                torch.testing.assert_close(a, b, equal_nan=True, **tolerance)
+                torch.testing.assert_close(a, b, equal_nan=True, **(TOLERANCE | tolerance))
         return compiled
 
     return run
@@ -354,7 +350,8 @@ def test_an_activation_follows_the_whole_sum(check, rng, dtype):
             )  # fmt: skip
 
     given = [torch.randn(shape, generator=rng).to(dtype) for shape in ((128,), (32, 128), (32, 128))]
-    check(Sums(), *given)
+    # On some CPUs eager torch rounds a half in between, of up to 4: by half of its last place, which is 2^-9.
+    check(Sums(), *given, **({"atol": 2**-10} if dtype is torch.float16 else {}))
 
 
 def test_attention(check, rng):

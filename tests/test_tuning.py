@@ -42,7 +42,7 @@ from specqd.runtime.cpu import cpu_features, cpu_name
 
 ISA = named("native", cpu_features())
 SMALL = GemmSpec(12, 32, 48)
-CONV = ConvSpec(1, 16, 17, 9, 48, (5, 5), padding=(2, 2, 2, 2))
+CONV = ConvSpec(1, 16, 33, 9, 48, (5, 5), padding=(2, 2, 2, 2))
 WINOGRAD = dataclasses.replace(CONV, kernel=(3, 3), padding=(1, 1, 1, 1))
 
 
@@ -67,13 +67,13 @@ def test_any_schedule_computes_the_same_bits(spec, rng):
     """Of a handful that differ in every way; against float64 too."""
     made = np.random.default_rng(0)
     if isinstance(spec, ConvSpec):
-        x, weight = made.standard_normal((1, 16, 17, 9)), made.standard_normal((48, 16, *spec.kernel))
+        x, weight = made.standard_normal((1, 16, 33, 9)), made.standard_normal((48, 16, *spec.kernel))
         expected = torch.nn.functional.conv2d(torch.tensor(x), torch.tensor(weight), padding="same").numpy()
         given = (
-            x.reshape(1, 1, 16, 17, 9).transpose(0, 1, 3, 4, 2),
+            x.reshape(1, 1, 16, 33, 9).transpose(0, 1, 3, 4, 2),
             pack_conv(spec, weight.astype(np.float32)),
         )
-        shape, write = (1, 3, 17, 9, 16), conv2d
+        shape, write = (1, 3, 33, 9, 16), conv2d
     else:
         x, weight = made.standard_normal((12, 48)), made.standard_normal((32, 48))
         expected, shape, write = x @ weight.T, (12, 32), gemm
@@ -81,13 +81,13 @@ def test_any_schedule_computes_the_same_bits(spec, rng):
     arrays = [tvm.runtime.tensor(np.ascontiguousarray(a, np.float32)) for a in given]
     space = schedules(spec, ISA)
     results = []
-    for schedule in (space[0], *space[1 :: max(1, len(space) // 6)]):
+    for schedule in (space[0], *space[1 :: len(space) // 6]):
         out = tvm.runtime.tensor(np.zeros(shape, np.float32))
         machine_code(tvm.IRModule({"main": write(spec, ISA, "main", schedule)}), ISA).jit()["main"](
             *arrays, out
         )
         results.append(out.numpy())
-    assert len(results) > 3
+    assert len(results) > 4
     assert all(np.array_equal(results[0], other) for other in results[1:])
     got = (
         results[0].transpose(0, 1, 4, 2, 3).reshape(expected.shape)
