@@ -104,16 +104,13 @@ class _Winograd:
         columns, wide, (inputs, outputs) = self.grid[1], self.tiling.blocks, self.blocks
         where = Inputs(patches, block=self.plane, word=1, row=columns * OUT, column=OUT)
         of = Operands("float32", where, self.weight, (1, 1), self.spec.in_channels, OUT)
-        product, pieces = (
-            Product(self.isa, of, columns, self.tiling),
-            bands(self.grid[0], self.tiling.rows, height),
-        )
+        product = Product(self.isa, of, columns, self.tiling)
+        pieces = bands(self.grid[0], self.tiling.rows, height)
         with I.serial(0, POSITIONS) as position, I.serial(0, self.each // wide) as group:
-            at, block = (
-                bind(position * (inputs * self.plane)),
-                bind(position * outputs + first + group * wide),
-            )
-            product.task(sums, block, at, pieces, bind((position * self.each + group * wide) * self.plane))
+            at = bind(position * (inputs * self.plane))
+            block = bind(position * outputs + first + group * wide)
+            into = bind((position * self.each + group * wide) * self.plane)
+            product.task(sums, block, at, pieces, into)
 
     def outputs(self, sums: Any, batch: Any, first: Any, top: Any, height: Any) -> None:
         """End A'mA of the sums m of each tile, and write what of it lies in the image."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import fx
 
 from specqd.codegen.general.elementwise import write
 from specqd.codegen.general.kernel import Kernel
+from specqd.codegen.general.kernels import blocked
 from specqd.codegen.general.lowering import Lowering
 from specqd.codegen.general.operators.pointwise import broadcast
 from specqd.codegen.general.operators.views import shape_of
@@ -73,17 +73,15 @@ def picked(
 def _lookup(lowering: Lowering, node: fx.Node, x: Value, indices: Sequence[Value | None]) -> Value:
     x = lowering.ready(x)
     shape, place = picked(lowering, node, x, indices)
-    found = x.view(shape, lambda index: x.at(place(index)), 2)
-    pixels = all(index is None for index in indices[:2]) and len(shape) == len(x.shape)
-    if x.blocks is None or not pixels:
-        return found
     deep = x.blocks
+    if deep is None or any(index is not None for index in indices[:2]) or len(shape) != len(x.shape):
+        return x.view(shape, lambda index: x.at(place(index)), 2)
 
     def at(index: Sequence[Any]) -> Any:
         *_, row, column = place([index[0], i64(0), *index[2:4]])
         return deep.at([*index[:2], row, column, index[4]])
 
-    return replace(found, blocks=deep.view((*deep.shape[:2], *shape[2:], deep.shape[4]), at, 2))
+    return blocked(deep.view((*deep.shape[:2], *shape[2:], deep.shape[4]), at, 2), shape)
 
 
 def _embedding(lowering: Lowering, node: fx.Node, table: Value, index: Value, *_: Any, **__: Any) -> Value:
